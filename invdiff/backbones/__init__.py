@@ -1,0 +1,7 @@
+"""Pretrained denoisers and the schedules that they count in."""
+
+from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.network import NetworkBackbone
+from invdiff.backbones.schedule import NoiseSchedule
+
+__all__ = ["Backbone", "NetworkBackbone", "NoiseSchedule", "Prediction"]

@@ -1,0 +1,229 @@
+"""Any network(x, t) as a backbone."""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.errors import InvdiffError, near_match
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def native_bfloat16(device: torch.device | str) -> bool:
+    """Whether the processor or GPU multiplies bfloat16 matrices in hardware."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(bool(getattr(torch.cpu, f, lambda: False)()) for f in features)
+    return False
+
+
+class NetworkBackbone(Backbone):
+    """A denoiser made of a pretrained network and the schedule that it was trained with.
+
+        backbone = NetworkBackbone(net, schedule=NoiseSchedule.linear(1000), image_shape=(3, 256, 256))
+
+    Args:
+        network: any callable ``network(x, t)``; x is float (B, C, H, W) in [-1, 1] plus noise, t a long tensor (B,) of
+            the network's own times. It returns a tensor of the shape of x, or an object with ``.sample``, or a tuple
+            whose first entry it is. A module is copied, put in evaluation mode and frozen; the caller's is left alone.
+        schedule: the schedule of the training; linear with 1,000 times by default.
+        image_shape: (C, H, W).
+        prediction: what the network returns, ``"epsilon"`` (the noise), ``"v_prediction"`` (Salimans & Ho, 2022:
+            ``v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0``) or ``"sample"`` (the clean image).
+        learned_variance: the network returns 2 C channels, the second half interpolating the log-variance
+            (Nichol & Dhariwal, 2021, eq. 15).
+        precision: of the network: ``"auto"`` (bfloat16 for modules where the hardware has it, else float32),
+            ``"float32"``, ``"bfloat16"``, ``"float16"``. The state x_t is float32 in every case.
+        compile: wrap the module in `torch.compile`.
+        device: where to run; by default where the module's parameters are, else the CPU.
+        class_labels: for a class-conditional network, one label for all images or a long tensor (B,) of one per image;
+            passed on as ``network(x, t, class_labels=...)``.
+        checkpointing: recompute activations in the backward pass of gradient samplers: less memory, one more forward.
+        copy: False takes the module itself, for loaders that own it.
+        name: what reports call it.
+
+    Raises:
+        InvdiffError: an argument out of its range; at the first call, an output of the wrong shape.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        schedule: NoiseSchedule | None = None,
+        image_shape: tuple[int, ...] = (3, 256, 256),
+        *,
+        prediction: str = "epsilon",
+        learned_variance: bool = False,
+        precision: str = "auto",
+        compile: bool = False,
+        device: torch.device | str | None = None,
+        class_labels: int | Tensor | None = None,
+        checkpointing: bool = False,
+        copy: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if not callable(network):
+            raise InvdiffError(f"network must be callable as network(x, t), got {type(network).__name__}")
+        if prediction not in PREDICTIONS:
+            hint = near_match(prediction, PREDICTIONS)
+            raise InvdiffError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}.{hint}")
+        if precision not in (*PRECISIONS, "auto"):
+            hint = near_match(precision, [*PRECISIONS, "auto"])
+            raise InvdiffError(f"precision must be one of auto, {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
+        shape = tuple(int(n) for n in image_shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InvdiffError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}")
+        self.schedule = NoiseSchedule.linear() if schedule is None else schedule
+        self.image_shape = shape
+        self.prediction = prediction
+        self.learned_variance = learned_variance
+        self.precision = precision
+        self.compile = compile
+        self.checkpointing = checkpointing
+        self.class_labels = class_labels
+        self.name = name or getattr(network, "__name__", type(network).__name__)
+        self._original = network
+        self._take(network, device, copy)
+
+    def _take(self, network: Callable[..., Any], device: torch.device | str | None, copy: bool) -> None:
+        """Place the network on its device in its precision."""
+        parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        found = torch.device("cpu") if parameter is None else parameter.device
+        self._device = found if device is None else torch.device(device)
+        if self.precision == "auto":
+            fast = isinstance(network, nn.Module) and parameter is not None and native_bfloat16(self._device)
+            self._dtype = torch.bfloat16 if fast else torch.float32
+        else:
+            self._dtype = PRECISIONS[self.precision]
+        self._network = network
+        self._compiled: dict[bool, Callable[..., Any]] = {}
+        if isinstance(network, nn.Module):
+            module = copying.deepcopy(network) if copy else network
+            fmt = torch.channels_last if self._dtype != torch.float32 else torch.preserve_format
+            module = module.to(self._device, self._dtype)
+            if fmt == torch.channels_last:
+                module = module.to(memory_format=fmt)
+            self._network = module.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def module(self) -> Callable[..., Any]:
+        """The network as it is run: the frozen copy of a module, or the callable itself."""
+        return self._network
+
+    def to(self, device: torch.device | str) -> NetworkBackbone:
+        if torch.device(device) == self._device:
+            return self
+        other = copying.copy(self)
+        other._take(self._network, device, copy=True)
+        return other
+
+    def with_precision(self, precision: str) -> NetworkBackbone:
+        """The same backbone, its network run in another precision."""
+        if precision == self.precision:
+            return self
+        if precision not in (*PRECISIONS, "auto"):
+            hint = near_match(precision, [*PRECISIONS, "auto"])
+            raise InvdiffError(f"precision must be one of auto, {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
+        other = copying.copy(self)
+        other.precision = precision
+        other._take(self._original, self._device, copy=True)
+        return other
+
+    def select(self, images: Tensor) -> NetworkBackbone:
+        if not isinstance(self.class_labels, Tensor) or self.class_labels.ndim == 0:
+            return self
+        other = copying.copy(self)
+        other.class_labels = self.class_labels[images.to(self.class_labels.device)]
+        return other
+
+    def network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's own output at its own times `t`, (B,), in the precision of `x`."""
+        given = x
+        if self._dtype != torch.float32:
+            given = x.to(self._dtype, memory_format=torch.channels_last)
+        options = {} if self.class_labels is None else {"class_labels": self._labels(len(x))}
+        run = self._runner()
+        if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
+            out = torch.utils.checkpoint.checkpoint(run, given, t, use_reentrant=False, **options)
+        else:
+            out = run(given, t, **options)
+        if not isinstance(out, Tensor):
+            out = out.sample if hasattr(out, "sample") else out[0]
+        return out if out.dtype == x.dtype else out.to(x.dtype)
+
+    def _runner(self) -> Callable[..., Any]:
+        if not self.compile:
+            return self._network
+        with_gradient = torch.is_grad_enabled()
+        if with_gradient not in self._compiled:
+            self._compiled[with_gradient] = _compiled(self._network, self._device, with_gradient)
+        return self._compiled[with_gradient]
+
+    def _labels(self, batch: int) -> Tensor:
+        labels = torch.as_tensor(self.class_labels, dtype=torch.long, device=self._device).reshape(-1)
+        if len(labels) not in (1, batch):
+            raise InvdiffError(f"class_labels must be one label or one per image ({batch}), got {len(labels)}")
+        return labels.expand(batch)
+
+    def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
+        schedule, batch = self.schedule, x_t.shape[0]
+        if isinstance(t, Tensor) and t.ndim > 0:
+            times = schedule.timesteps[t.detach().long().cpu()].to(x_t.device)
+        else:
+            times = torch.full((batch,), schedule.timestep(int(t)), dtype=torch.long, device=x_t.device)
+        out = self.network(x_t, times)
+        channels = x_t.shape[1]
+        wanted = (batch, channels * (2 if self.learned_variance else 1), *x_t.shape[2:])
+        if out.shape != wanted:
+            also = ""
+            if out.shape[1] == 2 * channels and not self.learned_variance:
+                also = " It has twice the channels of the image: say learned_variance=True if the second half is the variance."
+            raise InvdiffError(f"network returned shape {tuple(out.shape)}, expected {wanted}.{also}")
+        log_variance = None
+        if self.learned_variance:
+            out, v = out.chunk(2, 1)
+            log_variance = self._log_variance(v, t)
+        a = self.alpha_bar(t, x_t)
+        if self.prediction == "epsilon":
+            return Prediction.from_eps(x_t, out, a, log_variance)
+        if self.prediction == "v_prediction":
+            x0 = a**0.5 * x_t - (1 - a) ** 0.5 * out
+            return Prediction(x0, (1 - a) ** 0.5 * x_t + a**0.5 * out, log_variance)
+        prediction = Prediction.from_x0(x_t, out, a)
+        return Prediction(prediction.x0, prediction.eps, log_variance)
+
+    def _log_variance(self, v: Tensor, t: int | Tensor) -> Tensor:
+        """``w log beta + (1 - w) log posterior variance`` with ``w = (v + 1) / 2``."""
+        w = (v + 1) / 2
+        if isinstance(t, Tensor) and t.ndim > 0:
+            bounds = torch.tensor([self.schedule.log_variance_bounds(int(i)) for i in t], device=v.device, dtype=v.dtype)
+            upper, lower = (b.reshape(-1, 1, 1, 1) for b in bounds.unbind(1))
+            return w * upper + (1 - w) * lower
+        upper, lower = self.schedule.log_variance_bounds(int(t))
+        return w * (upper - lower) + lower
+
+    def __repr__(self) -> str:
+        precision = str(self._dtype).removeprefix("torch.")
+        return f"NetworkBackbone({self.name}, image_shape={self.image_shape}, {self.prediction}, {precision}, {self._device})"
+
+
+def _compiled(network: Callable[..., Any], device: torch.device, with_gradient: bool) -> Callable[..., Any]:
+    """`torch.compile` with what pays on each device: packed weights on the CPU, CUDA graphs on the GPU."""
+    if device.type == "cuda":
+        return torch.compile(network, mode="default" if with_gradient else "reduce-overhead")
+    return torch.compile(network, options={} if with_gradient else {"freezing": True})

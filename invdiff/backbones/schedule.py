@@ -1,0 +1,217 @@
+"""Noise schedules: how much signal is left at every time, and which of the times are visited.
+
+A schedule is the list of signal levels `alpha_bar` (the product of ``1 - beta``), and
+
+    x_t = sqrt(alpha_bar[t]) x0 + sqrt(1 - alpha_bar[t]) noise.
+
+Time is an index ``0 ... T-1``; ``-1`` is the clean image and ``alpha_bar[-1] == 1``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError, near_match
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Signal levels and the network's own time of each of them.
+
+    Build one with `linear`, `scaled_linear`, `cosine` or `from_betas`; thin it out with `respaced`.
+
+    Attributes:
+        alpha_bar: float64 tensor of length T + 1. ``alpha_bar[t]`` for t in 0..T-1, and one more entry, 1, that the
+            index ``-1`` reaches: the clean image.
+        timesteps: long tensor of length T: what a network trained on the full chain calls these times.
+        chain: the full schedule that this one was taken from; itself for a full one.
+    """
+
+    alpha_bar: Tensor
+    timesteps: Tensor
+    _chain: NoiseSchedule | None = field(default=None, repr=False)
+
+    # ---- makers ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
+        """Schedule of the given betas, (T,), each in (0, 1). Computed in float64."""
+        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+        if betas.ndim != 1 or len(betas) == 0:
+            raise InvdiffError(f"betas must be a non-empty list of numbers, got shape {tuple(betas.shape)}")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise InvdiffError(f"betas must lie strictly between 0 and 1, got {betas.min():.3g} to {betas.max():.3g}")
+        levels = torch.cat([torch.cumprod(1 - betas, 0), torch.ones(1, dtype=torch.float64)])
+        return cls(levels, torch.arange(len(betas)))
+
+    @classmethod
+    def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+        """DDPM's schedule (Ho et al., 2020): betas evenly from `beta_start` to `beta_end`."""
+        return cls.from_betas(torch.linspace(beta_start, beta_end, _length(T), dtype=torch.float64))
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, beta_start: float = 8.5e-4, beta_end: float = 0.012) -> NoiseSchedule:
+        """Square roots of the betas evenly spaced (latent diffusion models)."""
+        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), _length(T), dtype=torch.float64)
+        return cls.from_betas(roots**2)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+        """Squared-cosine levels (Nichol & Dhariwal, 2021, eq. 17), betas cut at `max_beta`."""
+        u = torch.arange(_length(T) + 1, dtype=torch.float64) / T
+        level = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+        return cls.from_betas((1 - level[1:] / level[:-1]).clamp(max=max_beta))
+
+    # ---- what a sampler reads -------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def T(self) -> int:
+        """Number of times."""
+        return len(self.timesteps)
+
+    @property
+    def chain(self) -> NoiseSchedule:
+        """The full schedule that this one was taken from."""
+        return self if self._chain is None else self._chain
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """``1 - alpha_bar[t] / alpha_bar[t-1]`` over the times of this schedule, (T,)."""
+        previous = torch.cat([self.alpha_bar[-1:], self.alpha_bar[: self.T - 1]])
+        return 1 - self.alpha_bar[: self.T] / previous
+
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """Variance of x_{t-1} given x_t and x0, (T,); index 0 takes the value of index 1, as guided-diffusion does."""
+        previous = torch.cat([self.alpha_bar[-1:], self.alpha_bar[: self.T - 1]])
+        variance = self.betas * (1 - previous) / (1 - self.alpha_bar[: self.T])
+        if self.T > 1:
+            variance[0] = variance[1]
+        else:
+            variance[0] = self.betas[0]
+        return variance
+
+    @cached_property
+    def _levels(self) -> list[float]:
+        return self.alpha_bar.tolist()
+
+    @cached_property
+    def _betas(self) -> list[float]:
+        return self.betas.tolist()
+
+    @cached_property
+    def _timesteps(self) -> list[int]:
+        return self.timesteps.tolist()
+
+    @cached_property
+    def _log_variances(self) -> list[tuple[float, float]]:
+        return [(math.log(b), math.log(v)) for b, v in zip(self._betas, self.posterior_variance.tolist(), strict=True)]
+
+    def level(self, t: int) -> float:
+        """``alpha_bar[t]`` as a Python float; ``level(-1) == 1.0``."""
+        return self._levels[t]
+
+    def beta(self, t: int) -> float:
+        """``betas[t]`` as a Python float."""
+        return self._betas[t]
+
+    def chain_beta(self, t: int) -> float:
+        """The beta of the full chain at the network's own time of `t`."""
+        return self.chain.beta(self._timesteps[t]) if self._chain is not None else self._betas[t]
+
+    def timestep(self, t: int) -> int:
+        """The network's own time of index `t`."""
+        return self._timesteps[t]
+
+    def log_variance_bounds(self, t: int) -> tuple[float, float]:
+        """``(log beta_t, log posterior_variance_t)``: between these a network with a learned variance interpolates."""
+        return self._log_variances[t]
+
+    # ---- thinning -------------------------------------------------------------------------------------------
+
+    def respaced(self, n: int, spacing: str = "respaced") -> NoiseSchedule:
+        """Keep `n` of the T times, levels unchanged; betas and posterior variances follow from the kept levels.
+
+        Args:
+            n: how many, 1..T. It need not divide T.
+            spacing: ``"respaced"`` (guided-diffusion: first and last time kept, evenly between), ``"leading"``
+                (DDIM: 0, k, 2k, ... with k = T / n), ``"trailing"`` (the last time kept, then down in steps of T / n),
+                ``"quad"`` (DiffPIR: denser towards the clean end), ``"uniform"`` (DiffPIR: down from the last time
+                in steps of T // n, and 0).
+
+        Raises:
+            InvdiffError: `n` out of range or an unknown spacing.
+        """
+        if isinstance(n, bool) or int(n) != n or not 1 <= n <= self.T:
+            raise InvdiffError(f"steps must be a whole number from 1 to {self.T}, the length of the schedule; got {n}")
+        if spacing not in _SPACINGS:
+            raise InvdiffError(f"unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}.{near_match(spacing, _SPACINGS)}")
+        kept = torch.tensor(sorted(set(_SPACINGS[spacing](int(n), self.T))))
+        levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
+        return NoiseSchedule(levels, self.timesteps[kept], self.chain)
+
+    def nearest(self, alpha_bar: float) -> int:
+        """The time whose level is nearest to `alpha_bar` in log signal-to-noise ratio."""
+        levels = self.alpha_bar[: self.T]
+        wanted = min(max(float(alpha_bar), 1e-12), 1 - 1e-12)
+        distance = (torch.logit(levels) - math.log(wanted / (1 - wanted))).abs()
+        return int(distance.argmin())
+
+    def __repr__(self) -> str:
+        kept = "" if self._chain is None else f" of {self.chain.T}"
+        return f"NoiseSchedule({self.T}{kept} times, alpha_bar {self.level(0):.4g} .. {self.level(self.T - 1):.3g})"
+
+
+def _length(T: int) -> int:
+    if isinstance(T, bool) or int(T) != T or T < 1:
+        raise InvdiffError(f"T must be a whole number of at least 1, got {T}")
+    return int(T)
+
+
+def _respaced(n: int, T: int) -> list[int]:
+    if n == 1:
+        return [T - 1]
+    stride, kept, current = (T - 1) / (n - 1), [], 0.0
+    for _ in range(n):
+        kept.append(round(current))  # half to even, as the original
+        current += stride
+    return kept
+
+
+def _leading(n: int, T: int) -> list[int]:
+    return [i * T // n for i in range(n)]
+
+
+def _trailing(n: int, T: int) -> list[int]:
+    return [round(T - i * T / n) - 1 for i in range(n)]
+
+
+def _quad(n: int, T: int) -> list[int]:
+    if n == 1:
+        return [T - 1]
+    stride = T**2 / (n - 1)
+    taken = [int(math.sqrt(i * stride)) for i in range(n)]
+    taken[-1] = T - 1
+    return [T - 1 - i for i in taken]
+
+
+def _uniform(n: int, T: int) -> list[int]:
+    return [T - 1 - i * (T // n) for i in range(n)] + [0]
+
+
+_SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
+    "respaced": _respaced,
+    "leading": _leading,
+    "trailing": _trailing,
+    "quad": _quad,
+    "uniform": _uniform,
+}
