@@ -1,7 +1,8 @@
 """Pretrained denoisers and the schedules that they count in."""
 
+from invdiff.backbones.analytic import GaussianBackbone
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 
-__all__ = ["Backbone", "NetworkBackbone", "NoiseSchedule", "Prediction"]
+__all__ = ["Backbone", "GaussianBackbone", "NetworkBackbone", "NoiseSchedule", "Prediction"]
