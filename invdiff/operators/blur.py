@@ -1,0 +1,162 @@
+"""Deblurring: a circular convolution, diagonal under the Fourier transform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+from invdiff.operators.base import LinearOperator, Shape
+from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range
+
+
+class Blur(LinearOperator):
+    """`A x = k * x`, circular convolution of every channel with a kernel centred at `(h // 2, w // 2)`.
+
+    Diagonal under the FFT: `A = F^H diag(K) F`, singular values `|K|`. Transfer values below `threshold` times the largest one are
+    taken as exactly zero, in A as well as in its filters: what they carry is below the rounding of single precision.
+
+    Args:
+        kernel: 2-D array or tensor, `(h, w)`; not normalised by us. `gaussian_kernel`, `uniform_kernel` and `motion_kernel` make
+            the usual ones.
+        threshold: Relative size below which a singular value is zero. A larger one (1e-3) keeps the pseudo-inverse of a smooth
+            blur from amplifying noise.
+    """
+
+    kind = "blur"
+    channelwise = True
+
+    def __init__(self, kernel: Any, threshold: float = RELATIVE_ZERO) -> None:
+        try:
+            values = torch.as_tensor(
+                np.array(kernel.detach().cpu() if isinstance(kernel, Tensor) else kernel, dtype=float)
+            )
+        except (TypeError, ValueError) as error:
+            raise InvdiffError(
+                f"kernel is a {type(kernel).__name__}, but it must be a 2-D array of numbers."
+            ) from error
+        if values.ndim != 2 or values.numel() == 0:
+            raise InvdiffError(f"kernel has shape {tuple(values.shape)}, but it must be 2-D, (h, w).")
+        if not bool(torch.isfinite(values).all()) or not bool(values.any()):
+            raise InvdiffError(
+                "kernel has NaN or infinite values, or is zero everywhere; it must be finite and not zero."
+            )
+        if not 0 <= threshold < 1:
+            raise InvdiffError(f"threshold is {threshold!r}, but it must be at least 0 and below 1.")
+        with torch.inference_mode(False):
+            self.kernel = values.clone()
+        self.threshold = float(threshold)
+
+    def _transfer(self, image_shape: Shape, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The half spectrum of the kernel, and its squared modulus."""
+        size = tuple(image_shape[-2:])
+
+        def build() -> tuple[Tensor, Tensor]:
+            h, w = self.kernel.shape
+            if h > size[0] or w > size[1]:
+                raise InvdiffError(
+                    f"kernel is {h}x{w}, larger than the image, {size[0]}x{size[1]}; crop it to at most that."
+                )
+            padded = torch.zeros(size, dtype=torch.float64)
+            padded[:h, :w] = self.kernel.cpu()
+            spectrum = torch.fft.rfft2(torch.roll(padded, (-(h // 2), -(w // 2)), (0, 1)))
+            modulus = spectrum.abs()
+            spectrum = torch.where(modulus > self.threshold * modulus.max(), spectrum, 0.0)
+            if like.dtype != torch.float64:
+                spectrum = spectrum.to(torch.complex64)
+            spectrum = spectrum.to(like.device)
+            return spectrum, spectrum.real**2 + spectrum.imag**2
+
+        return self._remembered((size, like.dtype, like.device), build)
+
+    @staticmethod
+    def _filtered(weights: Tensor, spectrum: Tensor, like: Tensor) -> Tensor:
+        return torch.fft.irfft2(weights * spectrum, s=like.shape[-2:])
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self._filtered(self._transfer(tuple(x.shape[1:]), x)[0], torch.fft.rfft2(x), x)
+
+    def apply_adjoint(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return self._filtered(self._transfer(image_shape, y)[0].conj(), torch.fft.rfft2(y), y)
+
+    def infer_image_shape(self, measurement_shape: Shape) -> Shape:
+        return measurement_shape
+
+    def measurement_shape(self, image_shape: Shape) -> Shape:
+        return tuple(image_shape)
+
+    def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
+        self.check_images(x)
+        transfer, squares = self._transfer(tuple(x.shape[1:]), x)
+        residual = torch.fft.rfft2(y) - transfer * torch.fft.rfft2(x)
+        return self._filtered(transfer.conj() * on_range(f, squares), residual, x)
+
+    def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        transfer, squares = self._transfer(self.resolved_image_shape(y, image_shape), y)
+        return self._filtered(transfer.conj() * on_range(f, squares), torch.fft.rfft2(y), y)
+
+    def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
+        squares = self._transfer(tuple(x.shape[1:]), x)[1]
+        return self._filtered(torch.as_tensor(f(squares)), torch.fft.rfft2(x), x)
+
+    def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        return self.gram_filter(f, y)
+
+    def __repr__(self) -> str:
+        return f"Blur({self.kernel.shape[0]}x{self.kernel.shape[1]})"
+
+
+def gaussian_kernel(size: int, std: float) -> Tensor:
+    """A Gaussian of standard deviation `std` pixels on `size x size` pixels, of sum one; double precision."""
+    _check_size(size)
+    if not std > 0:
+        raise InvdiffError(f"std is {std!r}, but it must be a positive number of pixels.")
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    profile = torch.exp(-0.5 * (offsets / std) ** 2)
+    kernel = profile[:, None] * profile[None, :]
+    return kernel / kernel.sum()
+
+
+def uniform_kernel(size: int) -> Tensor:
+    """`size x size` equal numbers of sum one; double precision."""
+    _check_size(size)
+    return torch.full((size, size), 1.0 / size**2, dtype=torch.float64)
+
+
+def motion_kernel(size: int, intensity: float = 0.5, angle: float | None = None, seed: int = 0) -> Tensor:
+    """The path of a shaken camera, drawn on `size x size` pixels, of sum one; double precision.
+
+    Args:
+        size: Pixels along each side.
+        intensity: How shaky, 0 (a straight line) to 1 (a tangle).
+        angle: Direction of the motion at its start, in degrees from the first axis of columns; None draws one.
+        seed: Of the path.
+    """
+    _check_size(size)
+    if not 0 <= intensity <= 1:
+        raise InvdiffError(f"intensity is {intensity!r}, but it must be between 0 and 1.")
+    generator = np.random.default_rng(seed)
+    drawn = generator.uniform(0, 360)
+    steps = 16 * size
+    turns = generator.normal(size=steps) * intensity * np.pi / np.sqrt(size)
+    headings = np.deg2rad(drawn if angle is None else angle) + np.cumsum(turns)
+    path = np.cumsum(np.stack([-np.sin(headings), np.cos(headings)]), axis=1)
+    path -= (path.max(axis=1, keepdims=True) + path.min(axis=1, keepdims=True)) / 2
+    path *= max(size - 3, 0) / 2 / max(np.abs(path).max(), 1e-12)
+    path += size // 2 if size % 2 else (size - 1) / 2
+    corner = np.clip(np.floor(path).astype(int), 0, size - 1)
+    share = path - corner
+    kernel = np.zeros((size, size))
+    for row in (0, 1):
+        for column in (0, 1):
+            weight = np.abs(1 - row - share[0]) * np.abs(1 - column - share[1])
+            np.add.at(kernel, (np.minimum(corner[0] + row, size - 1), np.minimum(corner[1] + column, size - 1)), weight)
+    return torch.from_numpy(kernel / kernel.sum())
+
+
+def _check_size(size: int) -> None:
+    if isinstance(size, bool) or int(size) != size or size < 1:
+        raise InvdiffError(f"size is {size!r}, but it must be an int from 1.")

@@ -1,0 +1,67 @@
+"""Colorization: the measurement is a grey image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError, near_match
+from invdiff.operators.base import Eigenvalues, LinearOperator, Shape
+
+WEIGHTS = {"mean": (1 / 3, 1 / 3, 1 / 3), "luma": (0.299, 0.587, 0.114)}
+
+
+class Colorization(LinearOperator):
+    """`A x = sum_c w_c x_c`, the grey image `(B, 1, H, W)` of an RGB image; A A^T = |w|^2 I.
+
+    Args:
+        weights: `"mean"` (a third each, as in DDRM and DDNM), `"luma"` (0.299, 0.587, 0.114 of ITU-R BT.601), or three numbers.
+    """
+
+    kind = "colorization"
+    rows_disjoint = True
+
+    def __init__(self, weights: str | Sequence[float] = "mean") -> None:
+        self.name = weights if isinstance(weights, str) else None
+        if isinstance(weights, str):
+            if weights not in WEIGHTS:
+                raise InvdiffError(
+                    f"weights is {weights!r}, but it must be 'mean', 'luma' or three numbers.{near_match(weights, WEIGHTS)}"
+                )
+            weights = WEIGHTS[weights]
+        try:
+            self.weights = tuple(float(weight) for weight in weights)
+        except (TypeError, ValueError) as error:
+            raise InvdiffError(f"weights is {weights!r}, but it must be 'mean', 'luma' or three numbers.") from error
+        square = sum(weight**2 for weight in self.weights)
+        if len(self.weights) != 3 or not 0 < square < float("inf"):
+            raise InvdiffError(f"weights is {weights!r}, but it must be three finite numbers that are not all zero.")
+        self._square = Eigenvalues(torch.tensor(square, dtype=torch.float64), True)
+
+    def check_images(self, x: Tensor) -> None:
+        super().check_images(x)
+        if x.shape[1] != 3:
+            raise InvdiffError(f"x has {x.shape[1]} channels, but {self!r} takes images of 3.")
+
+    def apply(self, x: Tensor) -> Tensor:
+        red, green, blue = self.weights
+        return torch.add(torch.add(x[:, :1] * red, x[:, 1:2], alpha=green), x[:, 2:], alpha=blue)
+
+    def apply_adjoint(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return torch.cat([y * weight for weight in self.weights], dim=1)
+
+    def infer_image_shape(self, measurement_shape: Shape) -> Shape:
+        return (3, *measurement_shape[1:])
+
+    def measurement_shape(self, image_shape: Shape) -> Shape:
+        if image_shape[0] != 3:
+            raise InvdiffError(f"image_shape is {tuple(image_shape)}, but {self!r} takes images of 3 channels.")
+        return (1, *image_shape[1:])
+
+    def _cogram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:
+        return self._square
+
+    def __repr__(self) -> str:
+        return f"Colorization({self.name!r})" if self.name else f"Colorization({self.weights})"

@@ -1,0 +1,182 @@
+"""Inpainting: some pixels are known, the others are missing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+from invdiff.operators.base import Index, LinearOperator, Shape
+from invdiff.operators.spectrum import Filter
+
+
+class Mask(LinearOperator):
+    """`A x = mask * x`: 1 (white) = known, keep; 0 (black) = missing, fill.
+
+    The measurement is an image of full size, of which only the known pixels are read (the others may even be NaN).
+    A A^T = A^T A = diag(mask), so every filter is one multiplication.
+
+    Args:
+        mask: `(H, W)`, `(1, H, W)`, `(C, H, W)`, `(1, 1, H, W)` or `(1, C, H, W)` for all images, `(B, 1, H, W)` or
+            `(B, C, H, W)` for one mask per image. A tensor or array of bool or of the numbers 0 and 1 (uint8 arrays may be 0
+            and 255), a black and white PIL image in mode 1, L or RGB, or the path to one.
+
+    Raises:
+        InvdiffError: For any other shape or value; a soft mask has to be thresholded by its owner.
+
+    Attributes:
+        mask: Bool tensor, `(1 or B, 1 or C, H, W)`.
+    """
+
+    kind = "mask"
+    rows_disjoint = True
+    columns_disjoint = True
+
+    def __init__(self, mask: Any) -> None:
+        self.mask = _known_pixels(mask)
+        self._one = torch.ones((), dtype=torch.float64)
+
+    @property
+    def batch_size(self) -> int | None:  # type: ignore[override]
+        return self.mask.shape[0] if self.mask.shape[0] > 1 else None
+
+    @property
+    def channelwise(self) -> bool:  # type: ignore[override]
+        return self.mask.shape[1] == 1
+
+    @property
+    def known_fraction(self) -> float:
+        """Share of the pixels that are known, 0 to 1."""
+        return float(self.mask.double().mean())
+
+    def check_images(self, x: Tensor) -> None:
+        super().check_images(x)
+        mask = self.mask
+        if x.shape[2:] != mask.shape[2:] or mask.shape[1] not in (1, x.shape[1]):
+            raise InvdiffError(f"mask is for images {_size(mask)}, but the image is {_size(x)}: the sizes must agree.")
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.where(self.mask, x, 0.0)
+
+    def apply_adjoint(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return torch.where(self.mask, y, 0.0)
+
+    def infer_image_shape(self, measurement_shape: Shape) -> Shape:
+        return measurement_shape
+
+    def measurement_shape(self, image_shape: Shape) -> Shape:
+        return tuple(image_shape)
+
+    def adjoint(self, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        return self(y)
+
+    def pinv(self, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        return self(y)
+
+    def project(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
+        self.check_images(x)
+        return torch.where(self.mask, y - x, 0.0) * f(self._one)
+
+    def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        return self(y) * f(self._one)
+
+    def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
+        self.check_images(x)
+        known, missing = (torch.as_tensor(f(value)).to(x.dtype) for value in (self._one, self._one - 1))
+        return torch.where(self.mask, known, missing) * x
+
+    def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        return self.gram_filter(f, y)
+
+    def measure(self, x: Tensor, sigma_y: float = 0.0, seed: Any = 0) -> Tensor:
+        return self(super().measure(x, sigma_y, seed))  # missing pixels stay 0, also with noise
+
+    def __getitem__(self, index: Index) -> Mask:
+        if self.batch_size is None:
+            return self
+        if isinstance(index, Tensor):
+            index = index.to(self.mask.device)
+        picked = self.mask[index]
+        return self.replace(mask=picked if picked.ndim == 4 else picked.unsqueeze(0))
+
+    def to(self, device: torch.device | str) -> Mask:
+        return self.replace(mask=self.mask.to(device))
+
+    @property
+    def H(self) -> LinearOperator:
+        return self
+
+    def __repr__(self) -> str:
+        count = "" if self.batch_size is None else f"{self.batch_size} x "
+        return f"Mask({count}{_size(self.mask)}, {100 * self.known_fraction:.0f} % known)"
+
+
+def _size(images: Tensor) -> str:
+    _, channels, height, width = images.shape
+    return f"{height}x{width}" if channels == 1 else f"{channels}x{height}x{width}"
+
+
+def _known_pixels(mask: Any) -> Tensor:
+    """The mask as a bool tensor `(1 or B, 1 or C, H, W)`."""
+    white = 1.0
+    if isinstance(mask, str | os.PathLike):
+        try:
+            with Image.open(mask) as file:
+                file.load()
+                mask = file
+        except OSError as error:
+            raise InvdiffError(
+                f"mask is the path {os.fspath(mask)!r}, which is not a readable image: {error}"
+            ) from error
+    if isinstance(mask, Image.Image):
+        if mask.mode not in ("1", "L", "RGB"):
+            raise InvdiffError(
+                f"mask is an image of mode {mask.mode!r}, but modes 1, L and RGB are taken; use mask.convert('L')."
+            )
+        array = np.asarray(mask.convert("L") if mask.mode == "1" else mask)
+        white = 255.0
+        if array.ndim == 3:
+            array = array.transpose(2, 0, 1)
+            if (array == array[:1]).all():
+                array = array[:1]
+        values = torch.from_numpy(np.array(array))
+    elif isinstance(mask, Tensor | np.ndarray):
+        try:
+            values = torch.as_tensor(mask).detach()
+        except TypeError as error:
+            raise InvdiffError(f"mask is an array of {mask.dtype}, but it must be of bool or of numbers.") from error
+        if values.dtype == torch.uint8 and values.numel() and int(values.max()) == 255:
+            white = 255.0
+    else:
+        raise InvdiffError(
+            f"mask is a {type(mask).__name__}, but it must be a tensor, a numpy array, a PIL image or the path to one."
+        )
+    if values.ndim not in (2, 3, 4) or values.numel() == 0:
+        raise InvdiffError(
+            f"mask has shape {tuple(values.shape)}, but it must be (H, W), (1, H, W), (C, H, W), (1, 1, H, W), (1, C, H, W), "
+            "(B, 1, H, W) or (B, C, H, W)."
+        )
+    if values.shape[-1] in (1, 3, 4) and values.ndim >= 3 and values.shape[-3] > 4:
+        raise InvdiffError(f"mask has shape {tuple(values.shape)}, with the channels last; move them first: (C, H, W).")
+    if values.dtype == torch.bool:
+        known = values.clone()
+    else:
+        if bool(torch.isnan(values).any()):
+            raise InvdiffError("mask has NaN in it, but every pixel must be 1 (known) or 0 (missing).")
+        known = values == white
+        if not bool((known | (values == 0)).all()):
+            other = float(values[~(known | (values == 0))].reshape(-1)[0])
+            raise InvdiffError(
+                f"mask has values other than 0 and {white:g} (one is {other:g}), but every pixel is either known ({white:g}) or "
+                f"missing (0). Threshold a soft mask first, for example Mask(mask > {white / 2:g})."
+            )
+    with torch.inference_mode(False):
+        return known.clone().reshape((1,) * (4 - known.ndim) + tuple(known.shape))
