@@ -1,0 +1,125 @@
+"""The border between pictures and tensors: files, PIL images, value ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``model = scale * value + offset``: from the caller's values to model range [-1, 1]."""
+
+    scale: float
+    offset: float
+
+    @classmethod
+    def from_range(cls, value_range: Sequence[float]) -> Affine:
+        """The map that takes (low, high) to (-1, 1)."""
+        try:
+            low, high = (float(v) for v in value_range)
+        except (TypeError, ValueError):
+            raise InvdiffError(f"value_range must be two numbers (black, white), got {value_range!r}") from None
+        if not (math.isfinite(low) and math.isfinite(high)) or low >= high:
+            raise InvdiffError(f"value_range must be (black, white) with black < white, got {value_range!r}")
+        return cls(2 / (high - low), -(high + low) / (high - low))
+
+    def invert(self, model: float | Tensor) -> float | Tensor:
+        """Back from model range to the caller's values."""
+        return (model - self.offset) / self.scale
+
+
+_MODES = {
+    "RGBA": "has an alpha channel (RGBA); flatten it first, for example image.convert('RGB')",
+    "LA": "has an alpha channel (LA); flatten it first, for example image.convert('L')",
+    "PA": "is a palette image with transparency (PA); convert it first: image.convert('RGB')",
+    "P": "is a palette image (P); convert it first: image.convert('RGB')",
+    "CMYK": "is in CMYK, a print colour space; convert it first: image.convert('RGB')",
+    "YCbCr": "is in YCbCr; convert it first: image.convert('RGB')",
+    "LAB": "is in Lab; convert it first",
+    "HSV": "is in HSV; convert it first: image.convert('RGB')",
+    "F": "holds 32-bit floats (mode F); pass it as a numpy array with value_range instead",
+    "I": "holds 16- or 32-bit integers (mode I); scale it to 8 bits, or pass a float array with value_range",
+}
+
+
+def open_image(source: str | Path | Image.Image, argument: str = "image") -> Image.Image:
+    """A PIL image in mode L or RGB, fully decoded.
+
+    Raises:
+        InvdiffError: missing file, directory, not an image, truncated, or a mode that is neither grey nor RGB.
+    """
+    if isinstance(source, Image.Image):
+        image, what = source, f"{argument} (a PIL image)"
+    else:
+        path, what = Path(source), f"{argument} {str(source)!r}"
+        if path.is_dir():
+            raise InvdiffError(f"{what} is a directory; an image file is expected")
+        if not path.exists():
+            raise InvdiffError(f"{what} does not exist")
+        try:
+            image = Image.open(path)
+        except UnidentifiedImageError:
+            raise InvdiffError(f"{what} is not an image file that can be read (PNG, JPEG, WebP, TIFF, BMP, ...)") from None
+        except OSError as error:
+            raise InvdiffError(f"{what} cannot be read: {error}") from None
+    mode = "I" if image.mode.startswith("I") else image.mode
+    if mode == "1":
+        image = image.convert("L")
+    elif mode not in ("L", "RGB"):
+        why = _MODES.get(mode, f"has mode {image.mode}")
+        raise InvdiffError(f"{what} {why}. 8-bit grey (L) and RGB images are accepted.")
+    if mode == "RGB" and image.info.get("transparency") is not None:
+        raise InvdiffError(f"{what} has a transparent colour; flatten it first, for example onto white")
+    try:
+        image.load()
+    except (OSError, SyntaxError) as error:
+        raise InvdiffError(f"{what} is damaged or truncated: {error}") from None
+    return image
+
+
+def read_image(source: str | Path | Image.Image, argument: str = "image", channels: int | None = None) -> np.ndarray:
+    """(H, W, C) uint8 array of a picture with the wanted number of channels.
+
+    A grey picture becomes three equal channels where three are wanted; a colour one whose three channels are equal
+    becomes one where one is wanted.
+
+    Raises:
+        InvdiffError: see `open_image`; also a colour picture where a grey one is wanted.
+    """
+    array = np.asarray(open_image(source, argument))
+    if array.ndim == 2:
+        array = array[..., None]
+    if channels == 3 and array.shape[-1] == 1:
+        array = np.repeat(array, 3, -1)
+    if channels == 1 and array.shape[-1] == 3:
+        if np.ptp(array.astype(np.int16), axis=-1).max() > 0:
+            raise InvdiffError(
+                f"{argument} is a colour picture, but the measurement is grey (one channel). Pass the grey picture itself, or "
+                "simulate a measurement of the colour one: operator.measure(x), or --simulate on the command line"
+            )
+        array = array[..., :1]
+    return array
+
+
+def to_pil(x: Tensor) -> Image.Image:
+    """(C, H, W) in [0, 1] to an 8-bit PIL image, values outside clipped. One or three channels as they are, else the first."""
+    array = (x.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    if array.shape[0] == 3:
+        return Image.fromarray(array.transpose(1, 2, 0))
+    return Image.fromarray(array[0])
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """(C, H, W) float32 in [0, 1] of an 8-bit grey or RGB image."""
+    import torch
+
+    return torch.from_numpy(read_image(image).astype(np.float32) / 255).movedim(-1, 0).contiguous()

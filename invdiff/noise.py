@@ -1,0 +1,75 @@
+"""Where every Gaussian draw of the library comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Draw = Callable[[str], Tensor]  # noise("step") -> (B, C, H, W)
+
+_BLOCK = 4096  # numbers drawn at a time for one image: amortises the seeding of tiny images
+
+
+class NoiseSource:
+    """Standard normal draws that depend on nothing but (seed of the image, step, role).
+
+    So the result for an image is the same alone or in a batch, on any worker and after a resume, and two samplers
+    that ask for the same roles run on the same noise. The global generators are neither read nor seeded.
+
+    Args:
+        keys: one (seed, sample number) per image of the batch.
+        image_shape: (C, H, W).
+        device: draws are made on this device by its own generator.
+        dtype: of the draws; drawn in float32 and converted.
+        replace: ``callable(shape) -> Tensor`` to be used instead, for common random numbers and for checks.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[tuple[int, int]],
+        image_shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        replace: Callable[[tuple[int, ...]], Tensor] | None = None,
+    ) -> None:
+        self._names = [f"{seed}/{sample}" for seed, sample in keys]
+        self._shape = tuple(image_shape)
+        self._device, self._dtype = torch.device(device), dtype
+        self._replace = replace
+        self._generator = torch.Generator(self._device)
+        self._per_block = max(1, _BLOCK // max(1, _numel(self._shape)))
+        self._blocks: dict[str, tuple[int, Tensor]] = {}
+
+    def draw(self, step: int, role: str) -> Tensor:
+        """(B, C, H, W) standard normal numbers for `role` (``"init"``, ``"step"``, ...) of step number `step`."""
+        if self._replace is not None:
+            drawn = self._replace((len(self._names), *self._shape))
+            return torch.as_tensor(drawn).to(self._device, self._dtype)
+        number, within = divmod(step, self._per_block)
+        if self._per_block == 1:
+            return self._block(number, role)[:, 0]
+        if self._blocks.get(role, (-1, None))[0] != number:
+            self._blocks[role] = (number, self._block(number, role))
+        return self._blocks[role][1][:, within]
+
+    def at(self, step: int) -> Draw:
+        """The draws of one step: ``noise = source.at(k); noise("step")``."""
+        return lambda role: self.draw(step, role)
+
+    def _block(self, number: int, role: str) -> Tensor:
+        block = torch.empty((len(self._names), self._per_block, *self._shape), device=self._device)
+        for row, name in zip(block, self._names, strict=True):
+            digest = hashlib.blake2b(f"{name}/{role}/{number}".encode(), digest_size=8).digest()
+            self._generator.manual_seed(int.from_bytes(digest, "little", signed=True))
+            row.normal_(generator=self._generator)
+        return block if self._dtype == torch.float32 else block.to(self._dtype)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n

@@ -1,0 +1,202 @@
+"""What is asked: y = A x + sigma_y n, validated once, in model range and on the device."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from invdiff.backbones.base import Backbone
+from invdiff.errors import InvdiffError, InvdiffWarning
+from invdiff.images import Affine, read_image
+from invdiff.operators.base import LinearOperator
+
+_AVERAGING = ("mask", "super_resolution", "colorization", "blur", "identity")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A measurement and how it came about: ``y = A x + sigma_y n``.
+
+    Attributes:
+        operator: A.
+        y: (B, ...), the measurement in model range.
+        sigma_y: standard deviation of its noise, model range.
+        image_shape: (C, H, W) of x.
+    """
+
+    operator: LinearOperator
+    y: Tensor
+    sigma_y: float
+    image_shape: tuple[int, ...]
+
+    @cached_property
+    def pinv_y(self) -> Tensor:
+        """``A^+ y``, (B, C, H, W)."""
+        return self.operator.pinv(self.y)
+
+    def residual(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The filtered residual ``A^T f(A A^T) (y - A x)``; f a function of the squared singular values."""
+        return self.operator.filtered_residual(f, self.y, x)
+
+    def replace_known(self, x: Tensor, alpha_bar: float = 1.0, n: Tensor | None = None) -> Tensor:
+        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: the part of x that y sees, put at the level `alpha_bar`."""
+        known = self.pinv_y
+        if alpha_bar < 1:
+            known = alpha_bar**0.5 * known + (1 - alpha_bar) ** 0.5 * self.operator.project(n)
+        return known + self.operator.complement(x)
+
+    def select(self, images: Tensor) -> Problem:
+        """The same problem for some of its images."""
+        return replace(self, operator=self.operator[images], y=self.y[images])
+
+
+def build_problem(
+    operator: LinearOperator,
+    y: Any,
+    sigma_y: float,
+    backbone: Backbone,
+    value_range: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Problem, Affine]:
+    """Check everything that a user hands over, and bring it into model range on the backbone's device.
+
+    Args:
+        operator: A, for images of the backbone's shape.
+        y: PIL image, path, numpy array or tensor, or a list of these (one per image).
+        sigma_y: noise of y, in the unit of y as passed (0..255 for files, PIL images and uint8 arrays).
+        backbone: gives the shape, device and precision.
+        value_range: what black and white are in a float array or tensor.
+
+    Returns:
+        The problem and the affine map from the caller's values of x to model range.
+
+    Raises:
+        InvdiffError: names the argument, what it was and what is accepted.
+    """
+    if not isinstance(operator, LinearOperator) and not hasattr(operator, "project"):
+        raise InvdiffError(
+            f"operator must be an invdiff operator such as Mask(m) or SuperResolution(4), got {type(operator).__name__}; "
+            "wrap a linear function as FunctionOperator(f)"
+        )
+    shape = backbone.image_shape
+    wanted = tuple(operator.measurement_shape(shape))
+    values, unit = _measurement(y, wanted, Affine.from_range(value_range), operator)
+    sigma_y = _sigma(sigma_y, unit)
+    operator = operator.to(backbone.device)
+    values = values.to(backbone.device, torch.float64)
+    per_image = operator.batch_size
+    if per_image is not None and len(values) not in (1, per_image):
+        raise InvdiffError(f"operator has parameters for {per_image} images but y holds {len(values)}")
+    if per_image is not None and len(values) == 1:
+        values = values.expand(per_image, *wanted)
+    if operator.kind == "mask":
+        _check_mask(operator)
+        values = torch.where(operator(torch.ones(1, *shape, device=values.device)) > 0, values, 0.0)
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise InvdiffError(f"y holds {bad} values that are NaN or infinite; only finite measurements are accepted")
+    offset = operator(torch.full((1, *shape), unit.offset, device=values.device, dtype=torch.float64))
+    model = (unit.scale * values + offset).to(backbone.dtype)
+    _check_range(model, values, unit, sigma_y, operator, shape)
+    return Problem(operator, model.contiguous(), unit.scale * sigma_y, tuple(shape)), unit
+
+
+def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: LinearOperator) -> tuple[Tensor, Affine]:
+    """y as a (B, *wanted) tensor in the caller's values, and the map from these to model range."""
+    if isinstance(y, list | tuple):
+        if not y:
+            raise InvdiffError("y is an empty list; pass at least one measurement")
+        parts = [_measurement(one, wanted, unit, operator) for one in y]
+        if len({unit for _, unit in parts}) > 1:
+            raise InvdiffError("y mixes 8-bit images and float arrays; pass one kind")
+        return torch.cat([values for values, _ in parts]), parts[0][1]
+    if isinstance(y, str | Path | Image.Image):
+        y, unit = read_image(y, argument="y", channels=wanted[0] if len(wanted) == 3 else None), Affine.from_range((0, 255))
+    if isinstance(y, np.ndarray):
+        if y.dtype.kind not in "fiub":
+            raise InvdiffError(f"y must hold numbers, got an array of dtype {y.dtype}")
+        if y.dtype == np.uint8:
+            unit = Affine.from_range((0, 255))
+        elif y.dtype.kind in "iu":
+            raise InvdiffError(f"y has dtype {y.dtype}; 8-bit integers (0..255) or floats in value_range are accepted")
+        values = torch.from_numpy(np.ascontiguousarray(y).astype(np.float64))
+        if len(wanted) == 3 and values.shape[-len(wanted) :] != wanted and values.ndim in (3, 4):
+            channels_last = (*wanted[1:], wanted[0])
+            if tuple(values.shape[-3:]) == channels_last:
+                values = values.movedim(-1, -3)
+    elif isinstance(y, Tensor):
+        if y.dtype == torch.uint8:
+            unit = Affine.from_range((0, 255))
+        elif not y.is_floating_point():
+            raise InvdiffError(f"y has dtype {y.dtype}; uint8 (0..255) or floats in value_range are accepted")
+        values = y.detach().double()
+    else:
+        raise InvdiffError(f"y must be a PIL image, a path, a numpy array or a tensor, got {type(y).__name__}")
+    if len(wanted) == 3 and wanted[0] == 1 and values.ndim == 2:
+        values = values[None]
+    if values.ndim == len(wanted):
+        values = values[None]
+    if tuple(values.shape[1:]) != wanted:
+        raise InvdiffError(
+            f"y has shape {tuple(values.shape)}, but {operator!r} makes measurements of shape {wanted} "
+            f"(with or without a batch in front) of the backbone's images"
+        )
+    if len(values) == 0:
+        raise InvdiffError("y is an empty batch; pass at least one measurement")
+    return values, unit
+
+
+def _sigma(sigma_y: float, unit: Affine) -> float:
+    try:
+        value = float(sigma_y)
+    except (TypeError, ValueError):
+        raise InvdiffError(f"sigma_y must be a number, got {sigma_y!r}") from None
+    if not math.isfinite(value) or value < 0:
+        raise InvdiffError(f"sigma_y must be a finite number of at least 0 (the noise of y, in the unit of y), got {value}")
+    if unit == Affine.from_range((0, 255)) and 0 < value < 1:
+        warnings.warn(
+            f"sigma_y = {value:g} is in the unit of y, which is 8-bit here (0..255): next to no noise. "
+            f"For noise of {value:g} on a scale of 0 to 1 pass sigma_y = {255 * value:g}.",
+            InvdiffWarning,
+            stacklevel=5,
+        )
+    return value
+
+
+def _check_mask(operator: LinearOperator) -> None:
+    known = operator.known_fraction
+    lowest, highest = float(np.min(np.asarray(known))), float(np.max(np.asarray(known)))
+    if lowest == 0:
+        warnings.warn(
+            "the mask is empty: nothing is known, so the restoration is a draw from the prior. 1 (white) marks known pixels; "
+            "is the mask inverted?",
+            InvdiffWarning,
+            stacklevel=5,
+        )
+    elif highest == 1:
+        warnings.warn("the mask is full: every pixel is known and nothing is missing", InvdiffWarning, stacklevel=5)
+
+
+def _check_range(
+    model: Tensor, values: Tensor, unit: Affine, sigma_y: float, operator: LinearOperator, shape: tuple[int, ...]
+) -> None:
+    """A measurement that averages pixels cannot leave their range by much."""
+    if operator.kind not in _AVERAGING:
+        return
+    gain = float(operator(torch.ones(1, *shape, device=model.device)).abs().max())
+    if gain > 1.01 or float(model.abs().max()) <= 1.5 + 8 * unit.scale * sigma_y:
+        return
+    low, high = unit.invert(-1.0), unit.invert(1.0)
+    raise InvdiffError(
+        f"y ranges from {values.min():.4g} to {values.max():.4g}, far outside value_range = ({low:g}, {high:g}); pass the "
+        "range that your values have, such as value_range=(0, 255) or (-1, 1), or the noise of y as sigma_y"
+    )

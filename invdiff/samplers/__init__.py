@@ -1,0 +1,48 @@
+"""The shelf of samplers: one file per method, each a page of its paper."""
+
+from invdiff.samplers.base import (
+    Progress,
+    Sampler,
+    option,
+    register_sampler,
+    sampler_class,
+    sampler_names,
+    samplers_that,
+)
+from invdiff.samplers.ddnm import DDNM, DDNMPlus
+from invdiff.samplers.ddrm import DDRM
+from invdiff.samplers.diffpir import DiffPIR
+from invdiff.samplers.dps import DPS
+from invdiff.samplers.guidance import Guidance, total_variation
+from invdiff.samplers.mcg import MCG
+from invdiff.samplers.paths import PATHS, jumps, network_calls, plain, travel
+from invdiff.samplers.pigdm import PiGDM
+from invdiff.samplers.repaint import RePaint, Replacement
+from invdiff.samplers.unconditional import Unconditional
+
+__all__ = [
+    "DDNM",
+    "DDRM",
+    "DPS",
+    "MCG",
+    "PATHS",
+    "DDNMPlus",
+    "DiffPIR",
+    "Guidance",
+    "PiGDM",
+    "Progress",
+    "RePaint",
+    "Replacement",
+    "Sampler",
+    "Unconditional",
+    "jumps",
+    "network_calls",
+    "option",
+    "plain",
+    "register_sampler",
+    "sampler_class",
+    "sampler_names",
+    "samplers_that",
+    "total_variation",
+    "travel",
+]

@@ -1,0 +1,91 @@
+"""Routes through time: the list of times that a sampler visits, down to -1 (clean) and now and then up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from invdiff.errors import InvdiffError, near_match
+
+
+def plain(n: int) -> list[int]:
+    """``[n-1, n-2, ..., 0, -1]``: one network call per time."""
+    return list(range(n - 1, -2, -1))
+
+
+def jumps(n: int, jump_length: int = 10, jump_n_sample: int = 10) -> list[int]:
+    """RePaint's resampling (Lugmayr et al., 2022, section 4.2 and appendix B).
+
+    Each time j in ``range(0, n - jump_length, jump_length)`` carries ``jump_n_sample - 1`` jumps: on reaching it, go up
+    `jump_length` single steps and come down again. Never back from -1.
+
+    Args:
+        n: number of times of the schedule.
+        jump_length: steps of one jump, 1..n-1 (any, where jump_n_sample = 1).
+        jump_n_sample: how often each stretch is walked, at least 1; 1 is the plain descent.
+    """
+    _whole("jump_length", jump_length)
+    _whole("jump_n_sample", jump_n_sample)
+    if jump_n_sample > 1 and jump_length >= n:
+        raise InvdiffError(
+            f"jump_length = {jump_length} is longer than the path: {n} steps allow jumps of 1 to {n - 1}; "
+            "shorten the jump, take more steps, or set jump_n_sample = 1"
+        )
+    left = dict.fromkeys(range(0, n - jump_length, jump_length), jump_n_sample - 1)
+    times, t = [], n
+    while t > 0:
+        t -= 1
+        times.append(t)
+        if left.get(t, 0) > 0:
+            left[t] -= 1
+            for _ in range(jump_length):
+                t += 1
+                times.append(t)
+    return [*times, -1]
+
+
+def travel(n: int, travel_length: int = 1, travel_repeat: int = 1) -> list[int]:
+    """DDNM's time travel (Wang et al., 2023, section 3.3): the same route as `jumps` under its own names."""
+    _whole("travel_length", travel_length)
+    _whole("travel_repeat", travel_repeat)
+    if travel_repeat > 1 and travel_length >= n:
+        raise InvdiffError(
+            f"travel_length = {travel_length} is longer than the path: {n} steps allow travels of 1 to {n - 1}; "
+            "shorten it, take more steps, or set travel_repeat = 1"
+        )
+    return jumps(n, travel_length, travel_repeat)
+
+
+def network_calls(times: Sequence[int]) -> int:
+    """How many of the moves go down: each of these asks the network once."""
+    return sum(s < t for t, s in zip(times, times[1:], strict=False))
+
+
+PATHS: dict[str, Callable[..., list[int]]] = {"plain": plain, "jumps": jumps, "travel": travel}
+
+
+def make_path(path: str | Sequence[int] | Callable[[int], Sequence[int]], n: int, **options: Any) -> list[int]:
+    """A path by name with its options, from a function of the number of times, or a list as it is; checked.
+
+    Raises:
+        InvdiffError: unknown name or option, or a list that is no route from a time of the schedule down to -1.
+    """
+    if isinstance(path, str):
+        if path not in PATHS:
+            raise InvdiffError(f"unknown path {path!r}; one of {', '.join(PATHS)}, or a list of times.{near_match(path, PATHS)}")
+        return PATHS[path](n, **options)
+    times = [int(t) for t in (path(n) if callable(path) else path)]
+    if len(times) < 2 or times[-1] != -1 or not all(-1 <= t < n for t in times):
+        raise InvdiffError(f"path must be a list of times from 0 to {n - 1} that ends in -1 (clean), got {_short(times)}")
+    if -1 in times[:-1] or any(t == s for t, s in zip(times, times[1:], strict=False)):
+        raise InvdiffError(f"path must reach -1 only at its end and never stand still, got {_short(times)}")
+    return times
+
+
+def _whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise InvdiffError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _short(times: list[int]) -> str:
+    return str(times) if len(times) < 12 else f"[{', '.join(map(str, times[:5]))}, ..., {', '.join(map(str, times[-3:]))}]"

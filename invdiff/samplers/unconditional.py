@@ -1,0 +1,41 @@
+"""No measurement at all: draws from the prior, for comparison and for fun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from invdiff.backbones.base import Backbone
+from invdiff.noise import Draw
+from invdiff.problem import Problem
+from invdiff.samplers.base import Sampler, ancestral, ddim_coefficients, option, register_sampler
+
+
+@register_sampler("unconditional")
+@dataclass(frozen=True)
+class Unconditional(Sampler):
+    """DDPM's ancestral sampling (Ho et al., 2020) with eta = 1, DDIM (Song et al., 2021) below; y is not looked at.
+
+        x_s = sqrt(a_s) x0 + c1 n + c2 eps
+    """
+
+    steps: int = option(250, "times kept of the schedule", low=1)
+    eta: float = option(1.0, "share of fresh noise: 1 ancestral, 0 deterministic DDIM", low=0, high=1)
+    clip: bool = option(True, "clip x0 to [-1, 1] at every step")
+
+    paper: ClassVar[str] = "Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020; Song et al., DDIM, ICLR 2021"
+
+    def step(
+        self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
+    ) -> tuple[Tensor, Tensor]:
+        prediction, schedule = backbone.predict(x_t, t), backbone.schedule
+        a_t, a_s = schedule.level(t), schedule.level(s)
+        x0 = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
+        if self.eta == 1:
+            return ancestral(x_t, x0, t, s, schedule, prediction.log_variance, noise), x0
+        c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
+        eps = (x_t - a_t**0.5 * x0) / (1 - a_t) ** 0.5
+        x = a_s**0.5 * x0 + c2 * eps
+        return x + c1 * noise("step") if c1 > 0 else x, x0

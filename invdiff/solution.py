@@ -1,0 +1,168 @@
+"""What `solve` returns."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+from invdiff.files import written_whole
+from invdiff.images import Affine, to_pil
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One move along the path, kept by ``keep_trajectory``: the state reached and the clean estimate, model range."""
+
+    t: int
+    s: int
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A restoration and how it was made.
+
+    Attributes:
+        x: (N, C, H, W) float tensor on the CPU, unclamped, in `value_range`. With several samples per measurement
+            N = B * n_samples, image by image.
+        nfe: network calls per image.
+        seconds: wall-clock time of the run.
+        timesteps: the network's own time of every call.
+        settings: everything needed to run it again: sampler and its fields, backbone, operator, seed, ...
+        trajectory: `Frame`s, where ``keep_trajectory`` was asked for.
+        y: the measurement as the pseudo-inverse shows it, (B, C, H, W) in `value_range`: A^+ y.
+        n_samples: samples per measurement.
+        value_range: black and white of `x`.
+    """
+
+    x: Tensor
+    nfe: int
+    seconds: float
+    timesteps: list[int]
+    settings: dict[str, Any]
+    y: Tensor
+    n_samples: int = 1
+    value_range: tuple[float, float] = (0.0, 1.0)
+    trajectory: list[Frame] = field(default_factory=list, repr=False)
+
+    @property
+    def samples(self) -> Tensor:
+        """`x` as (B, n_samples, C, H, W)."""
+        return self.x.reshape(-1, self.n_samples, *self.x.shape[1:])
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over the samples of each measurement, (B, C, H, W)."""
+        return self.samples.mean(1)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation over the samples, (B, C, H, W): where the answer is uncertain. Needs two samples or more."""
+        if self.n_samples < 2:
+            raise InvdiffError("std needs at least two samples per measurement; solve(..., n_samples=8)")
+        return self.samples.std(1)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Every restoration as an 8-bit PIL image."""
+        return [to_pil(self._unit(x)) for x in self.x]
+
+    @property
+    def image(self) -> Image.Image:
+        """The first restoration as an 8-bit PIL image."""
+        return to_pil(self._unit(self.x[0]))
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """From `value_range` to [0, 1]."""
+        low, high = self.value_range
+        return (x - low) / (high - low)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the restorations; several become ``name-0.png``, ``name-1.png``, ... Written whole or not at all.
+
+        Args:
+            path: file name; its ending chooses the format (.png, .jpg, .webp, .tif; .npy for the float array).
+
+        Returns:
+            The files written.
+
+        Raises:
+            InvdiffError: folder missing, or an ending that cannot be written.
+        """
+        path = check_output(path)
+        if path.suffix.lower() == ".npy":
+            with written_whole(path) as temporary:
+                import numpy as np
+
+                with open(temporary, "wb") as file:
+                    np.save(file, self.x.numpy())
+            return [path]
+        images = self.images
+        names = [path] if len(images) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(images))]
+        for image, name in zip(images, names, strict=True):
+            with written_whole(name) as temporary:
+                image.save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
+        return names
+
+    def plot(self) -> Figure:
+        """Measurement, restoration, samples and their spread in one figure."""
+        from invdiff.plotting import plot_solution
+
+        return plot_solution(self)
+
+    def animate(self, path: str | Path, **options: Any) -> Path:
+        """Write the run as an animated GIF; needs ``solve(..., keep_trajectory=True)``. See `plotting.animate`."""
+        from invdiff.plotting import animate
+
+        return animate(self, path, **options)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        images = self.images[:8]
+        sheet = Image.new("RGB", (sum(i.width for i in images) + 2 * (len(images) - 1), images[0].height), "white")
+        left = 0
+        for image in images:
+            sheet.paste(image, (left, 0))
+            left += image.width + 2
+        factor = max(1, 192 // sheet.height)
+        sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        what = f"{len(self.x)} image{'s' if len(self.x) != 1 else ''} of {tuple(self.x.shape[1:])}"
+        return f"Solution({self.settings.get('sampler')}, {what}, {self.nfe} network calls, {self.seconds:.2f} s)"
+
+
+def check_output(path: str | Path) -> Path:
+    """The path, if a file can be written there.
+
+    Raises:
+        InvdiffError: its folder does not exist, it is a folder itself, or its ending is no image format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InvdiffError(f"output {str(path)!r} is a directory; a file name is expected")
+    if not path.parent.is_dir():
+        raise InvdiffError(f"output {str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
+    Image.init()
+    if path.suffix.lower() != ".npy" and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InvdiffError(f"output {str(path)!r}: unknown ending {path.suffix!r}; .png, .jpg, .webp, .tif and .npy are accepted")
+    return path
+
+
+def in_range(model: Tensor, unit: Affine) -> Tensor:
+    """From model range to the caller's values, on the CPU."""
+    values = unit.invert(model.detach())
+    assert isinstance(values, torch.Tensor)
+    return values.cpu()

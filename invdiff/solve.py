@@ -1,0 +1,298 @@
+"""One call from a measurement to a restoration."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.backbones.base import Backbone
+from invdiff.backbones.network import NetworkBackbone
+from invdiff.errors import InvdiffError, InvdiffWarning, near_match
+from invdiff.images import Affine
+from invdiff.noise import NoiseSource
+from invdiff.operators import Identity
+from invdiff.operators.base import LinearOperator
+from invdiff.problem import Problem, build_problem
+from invdiff.progress import progress_bar
+from invdiff.samplers.base import Progress, Sampler, sampler_class, samplers_that
+from invdiff.samplers.guidance import Guidance, as_guidance
+from invdiff.samplers.paths import PATHS, make_path, network_calls
+from invdiff.samplers.presets import preset
+from invdiff.samplers.unconditional import Unconditional
+from invdiff.solution import Frame, Solution, in_range
+
+_NUMBERS_PER_BATCH = 2**19  # 42 images of 64x64, 2 of 256x256: fits a laptop with a gradient sampler
+
+
+def solve(
+    operator: LinearOperator,
+    y: Any,
+    sampler: str | Sampler | type[Sampler] = "ddnm",
+    *,
+    backbone: str | Backbone | None = None,
+    sigma_y: float = 0.0,
+    steps: int | None = None,
+    n_samples: int = 1,
+    seed: int | Sequence[int] = 0,
+    noise: Callable[[tuple[int, ...]], Tensor] | None = None,
+    x_init: Tensor | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    path: str | Sequence[int] | Callable[[int], Sequence[int]] | None = None,
+    guidance: Any = None,
+    progress: bool | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+    keep_trajectory: bool | int = False,
+    **sampler_options: Any,
+) -> Solution:
+    """Restore x from ``y = A x + sigma_y n`` with a pretrained diffusion model.
+
+        solution = solve(operator=Mask(m), sampler="repaint", y=image)
+        solution.image.save("restored.png")
+
+    Args:
+        operator: A. A `Mask` keeps the pixels where it is 1 (white) and fills those where it is 0 (black).
+        y: the measurement, already degraded; it is never degraded again. A PIL image, a path, a numpy array or a tensor,
+            of the operator's measurement shape with or without a batch in front, or a list of pictures. Files, PIL images
+            and uint8 arrays are 0..255, floats are in `value_range`. For a mask, a picture of full size of which only the
+            known pixels are read.
+        sampler: a name (see ``invdiff list samplers``; tuned settings for the task are used, see `samplers.presets`), a
+            sampler object or class.
+        backbone: a name or path for `load_backbone`, or a `Backbone`; the embedded ``"cats64"`` by default.
+        sigma_y: standard deviation of the noise in y, in the unit of y as passed.
+        steps: times kept of the schedule, 1..T; the sampler's own number by default.
+        n_samples: how many restorations of each measurement.
+        seed: one for all images, or one per image. A result depends on its seed and sample number, never on its batch.
+        noise: ``callable(shape) -> Tensor`` to be used for every draw instead of the seeded source.
+        x_init: first state x_T instead of the sampler's own, (N or 1, C, H, W), model range.
+        value_range: black and white in float arrays, and in the result.
+        device: where to run; the backbone's own place by default.
+        precision: of the network, ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; the backbone's own by default.
+        batch_size: images run at once; by default as many as fit into modest memory. It does not change the result.
+        path: another route through time: ``"plain"``, ``"jumps"`` (with jump_length=10, jump_n_sample=10), ``"travel"``
+            (with travel_length, travel_repeat), a list of times that ends in -1, or a function of the number of times.
+        guidance: extra terms: losses of x0, pairs (loss, weight) or `Guidance` objects.
+        progress: show a bar; by default on a terminal.
+        callback: called with a `Progress` after every move.
+        keep_trajectory: keep every move (True) or every k-th (an int) of the first batch in `Solution.trajectory`.
+        **sampler_options: fields of the sampler, such as ``eta=0.5``, and options of a named `path`.
+
+    Returns:
+        A `Solution`.
+
+    Raises:
+        InvdiffError: bad input, before any network call; it names the argument, what it was and what is accepted.
+        DivergenceError: the run went non-finite.
+    """
+    model = resolve_backbone(backbone, device, precision)
+    problem, unit = build_problem(operator, y, sigma_y, model, value_range)
+    method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
+    _warn_noise(method, problem)
+    schedule = method.clock(model.schedule)
+    times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
+    terms = as_guidance(guidance)
+    n_samples = _count("n_samples", n_samples)
+    keys = _keys(seed, len(problem.y), n_samples)
+    first = _first_state(x_init, len(keys), model)
+    if batch_size is None:
+        batch_size = max(1, _NUMBERS_PER_BATCH // problem.pinv_y[0].numel())
+    batch_size = _count("batch_size", batch_size)
+
+    frames: list[Frame] = []
+    every = int(keep_trajectory)
+    pieces, started = [], time.perf_counter()
+    batches = list(torch.arange(len(keys)).split(batch_size))
+    with progress_bar(method.name, len(batches) * (len(times) - 1), progress) as advance:
+        for number, rows in enumerate(batches):
+
+            def on_step(state: Progress, keep: bool = number == 0 and every > 0) -> None:
+                advance()
+                if keep and (state.step % every == 0 or state.step == state.steps - 1):
+                    frames.append(Frame(state.t, state.s, state.x.cpu().clone(), state.x0.cpu().clone()))
+                if callback is not None:
+                    callback(state)
+
+            images = rows // n_samples
+            source = NoiseSource([keys[i] for i in rows], problem.image_shape, model.device, model.dtype, noise)
+            start = None if first is None else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
+            pieces.append(
+                method.run(
+                    problem.select(images) if len(keys) > 1 else problem,
+                    model.select(images),
+                    source,
+                    x_init=start,
+                    times=times,
+                    guidance=terms,
+                    on_step=on_step,
+                ).cpu()
+            )
+    seconds = time.perf_counter() - started
+    low, high = float(value_range[0]), float(value_range[1])
+    shown = Affine.from_range((low, high))
+    return Solution(
+        x=in_range(torch.cat(pieces), shown),
+        nfe=network_calls(times),
+        seconds=seconds,
+        timesteps=[schedule.timestep(t) for t, s in zip(times, times[1:], strict=False) if s < t],
+        settings={
+            "sampler": method.name,
+            **{f.name: getattr(method, f.name) for f in dataclasses.fields(method)},
+            **({} if path is None else {"path": path if isinstance(path, str) else "own", **path_options}),
+            "operator": repr(operator),
+            "sigma_y": float(sigma_y),
+            "backbone": model.name,
+            "precision": getattr(model, "precision", str(model.dtype).removeprefix("torch.")),
+            "device": str(model.device),
+            "seed": seed if isinstance(seed, int) else list(seed),
+            "n_samples": n_samples,
+        },
+        y=in_range(problem.pinv_y, shown),
+        n_samples=n_samples,
+        value_range=(low, high),
+        trajectory=frames,
+    )
+
+
+def sample(
+    backbone: str | Backbone | None = None,
+    n: int = 1,
+    *,
+    steps: int = 250,
+    eta: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> Solution:
+    """Draw images from a backbone's prior: ancestral with eta = 1, deterministic DDIM with eta = 0.
+
+    Args:
+        backbone: name, path or `Backbone`; ``"cats64"`` by default.
+        n: how many.
+        steps, eta: see `Unconditional`.
+        seed: of the draws; image i is sample i of that seed.
+        **options: passed on to `solve` (device, precision, batch_size, progress, clip, ...).
+
+    Returns:
+        A `Solution` whose ``x`` is (n, C, H, W).
+    """
+    model = resolve_backbone(backbone, options.pop("device", None), options.pop("precision", None))
+    clip = options.pop("clip", True)
+    nothing = torch.full((1, *model.image_shape), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InvdiffWarning)
+        return solve(
+            Identity(), nothing, Unconditional(steps=steps, eta=eta, clip=clip), backbone=model, n_samples=n, seed=seed, **options
+        )
+
+
+def resolve_backbone(
+    backbone: str | Backbone | None, device: torch.device | str | None = None, precision: str | None = None
+) -> Backbone:
+    """A backbone by name, or as it is, on the wanted device and in the wanted precision."""
+    if backbone is None or not isinstance(backbone, Backbone):
+        from invdiff.backbones.zoo import DEFAULT_BACKBONE, load_backbone
+
+        if backbone is not None and not isinstance(backbone, str) and not hasattr(backbone, "__fspath__"):
+            raise InvdiffError(
+                f"backbone must be a name, a path or a Backbone, got {type(backbone).__name__}; wrap a network as "
+                "NetworkBackbone(network, schedule=NoiseSchedule.linear(1000), image_shape=(3, 256, 256))"
+            )
+        return load_backbone(backbone or DEFAULT_BACKBONE, precision=precision or "auto", device=device)
+    if precision is not None and isinstance(backbone, NetworkBackbone):
+        backbone = backbone.with_precision(precision)
+    return backbone if device is None else backbone.to(device)
+
+
+def resolve_sampler(
+    sampler: str | Sampler | type[Sampler],
+    problem: Problem,
+    path: Any = None,
+    steps: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler object for a task, and those of the options that belong to a named path.
+
+    Raises:
+        InvdiffError: unknown sampler or option (with the near match), or a value out of its range.
+    """
+    options = dict(options or {})
+    if steps is not None:
+        options["steps"] = steps
+    path_options: dict[str, Any] = {}
+    if isinstance(path, str) and path in PATHS:
+        names = list(inspect.signature(PATHS[path]).parameters)[1:]
+        path_options = {k: options.pop(k) for k in names if k in options}
+    if isinstance(sampler, str):
+        cls = sampler_class(sampler)
+    elif isinstance(sampler, type) and issubclass(sampler, Sampler):
+        cls = sampler
+    elif isinstance(sampler, Sampler):
+        cls = type(sampler)
+    else:
+        raise InvdiffError(f"sampler must be a name, a Sampler or a Sampler class, got {type(sampler).__name__}")
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in options:
+        if name not in fields:
+            raise InvdiffError(
+                f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
+            )
+    if isinstance(sampler, Sampler):
+        return dataclasses.replace(sampler, **options), path_options
+    tuned = preset(cls.name, problem.operator.kind, problem.sigma_y > 0) if isinstance(sampler, str) else {}
+    return cls(**{**tuned, **options}), path_options
+
+
+def _warn_noise(sampler: Sampler, problem: Problem) -> None:
+    if problem.sigma_y > 0 and not sampler.handles_noise and sampler.name != "unconditional":
+        able = ", ".join(samplers_that(handles_noise=True))
+        warnings.warn(
+            f"{sampler.name} does not model measurement noise: sigma_y = {problem.sigma_y:g} (model range) is ignored and the "
+            f"noise of y stays in the result. These samplers model it: {able}",
+            InvdiffWarning,
+            stacklevel=3,
+        )
+
+
+def _keys(seed: int | Sequence[int], images: int, n_samples: int) -> list[tuple[int, int]]:
+    """(seed, sample number) of every restoration."""
+    seeds = [seed] * images if isinstance(seed, int) else list(seed)
+    if len(seeds) != images or not all(isinstance(s, int) and not isinstance(s, bool) for s in map(_int, seeds)):
+        raise InvdiffError(f"seed must be a whole number, or one per image ({images}); got {seed!r}")
+    return [(_int(s), j) for s in seeds for j in range(n_samples)]
+
+
+def _int(value: Any) -> Any:
+    return int(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise InvdiffError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _first_state(x_init: Tensor | None, count: int, backbone: Backbone) -> Tensor | None:
+    if x_init is None:
+        return None
+    shape = backbone.image_shape
+    if not isinstance(x_init, Tensor):
+        raise InvdiffError(f"x_init must be a tensor in model range, got {type(x_init).__name__}")
+    state = x_init.detach().to(backbone.device, backbone.dtype)
+    if tuple(state.shape) == shape:
+        state = state[None]
+    if tuple(state.shape[1:]) != shape or len(state) not in (1, count):
+        raise InvdiffError(f"x_init must have shape {(count, *shape)} or {(1, *shape)}, got {tuple(x_init.shape)}")
+    if not bool(torch.isfinite(state).all()):
+        raise InvdiffError("x_init holds values that are NaN or infinite")
+    return state
+
+
+__all__ = ["Guidance", "resolve_backbone", "resolve_sampler", "sample", "solve"]
