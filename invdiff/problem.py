@@ -29,13 +29,15 @@ class Problem:
 
     Attributes:
         operator: A.
-        y: (B, ...), the measurement in model range.
+        y: (B, ...), the measurement in model range; 0 at the unknown pixels of a mask.
+        y_given: the same with the unknown pixels as they were handed over.
         sigma_y: standard deviation of its noise, model range.
         image_shape: (C, H, W) of x.
     """
 
     operator: LinearOperator
     y: Tensor
+    y_given: Tensor
     sigma_y: float
     image_shape: tuple[int, ...]
 
@@ -57,7 +59,7 @@ class Problem:
 
     def select(self, images: Tensor) -> Problem:
         """The same problem for some of its images."""
-        return replace(self, operator=self.operator[images], y=self.y[images])
+        return replace(self, operator=self.operator[images], y=self.y[images], y_given=self.y_given[images])
 
 
 def build_problem(
@@ -98,16 +100,19 @@ def build_problem(
         raise InvdiffError(f"operator has parameters for {per_image} images but y holds {len(values)}")
     if per_image is not None and len(values) == 1:
         values = values.expand(per_image, *wanted)
+    read = None
     if operator.kind == "mask":
         _check_mask(operator)
-        values = torch.where(operator(torch.ones(1, *shape, device=values.device)) > 0, values, 0.0)
+        read = operator(torch.ones(1, *shape, device=values.device)) > 0
+        values = torch.where(read | torch.isfinite(values), values, 0.0)  # NaN where nothing is read is no harm
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise InvdiffError(f"y holds {bad} values that are NaN or infinite; only finite measurements are accepted")
     offset = operator(torch.full((1, *shape), unit.offset, device=values.device, dtype=torch.float64))
-    model = (unit.scale * values + offset).to(backbone.dtype)
+    given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
+    model = given if read is None else torch.where(read, given, 0.0)
     _check_range(model, values, unit, sigma_y, operator, shape)
-    return Problem(operator, model.contiguous(), unit.scale * sigma_y, tuple(shape)), unit
+    return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape)), unit
 
 
 def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: LinearOperator) -> tuple[Tensor, Affine]:

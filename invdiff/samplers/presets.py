@@ -35,7 +35,9 @@ PRESETS: tuple[Preset, ...] = (
     Preset("diffpir", ("mask",), True, {"lambda_": 0.25, "zeta": 1.0}, "DiffPIR, inpainting script"),
     Preset("diffpir", ("super_resolution",), None, {"lambda_": 1.5, "zeta": 0.25}, "DiffPIR, super-resolution script"),
     Preset("diffpir", ("blur",), None, {"lambda_": 1.75, "zeta": 0.3}, "DiffPIR, deblurring script"),
+    Preset("dps", ("mask",), None, {"norm": "known"}, "ours: a mask's unknown pixels are not read"),
     Preset("dps", ("super_resolution", "blur"), None, {"scale": 0.3}, "DPS, appendix D"),
+    Preset("ddrm", (), False, {"paste_known": True}, "ours: ends with A x = y"),
     Preset("pigdm", ("mask",), False, {"project": True}, "the code of PiGDM's group, for masks"),
 )
 
