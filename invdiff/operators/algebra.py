@@ -111,21 +111,17 @@ class Scaled(LinearOperator):
     def measurement_shape(self, image_shape: Shape) -> Shape:
         return self.operator.measurement_shape(image_shape)
 
-    def _squared(self, f: Filter) -> Filter:
-        square = self.factor**2
-        return lambda values: f(square * values)
-
     def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         image_shape = self.resolved_image_shape(y, image_shape)
         if self.factor == 0:
             return self.apply_adjoint(y, image_shape)
-        return self.factor * self.operator.filtered_adjoint(self._squared(f), y, image_shape)
+        return self.factor * self.operator.filtered_adjoint(_scaled(f, self.factor**2), y, image_shape)
 
     def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
-        return self.operator.cogram_filter(self._squared(f), y, self.resolved_image_shape(y, image_shape))
+        return self.operator.cogram_filter(_scaled(f, self.factor**2), y, self.resolved_image_shape(y, image_shape))
 
     def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
-        return self.operator.gram_filter(self._squared(f), x)
+        return self.operator.gram_filter(_scaled(f, self.factor**2), x)
 
     def _cogram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:
         return _multiple(self.operator._cogram_diagonal(image_shape, like), self.factor**2)
@@ -142,6 +138,11 @@ class Scaled(LinearOperator):
         return f"{self.factor:g} * {_bracketed(self.operator)}"
 
 
+def _scaled(f: Filter, square: float) -> Filter:
+    """`lambda -> f(square * lambda)`."""
+    return lambda values: f(square * values)
+
+
 def _multiple(eigenvalues: Eigenvalues | None, square: float) -> Eigenvalues | None:
     if eigenvalues is None:
         return None
@@ -151,8 +152,9 @@ def _multiple(eigenvalues: Eigenvalues | None, square: float) -> Eigenvalues | N
 class Composition(LinearOperator):
     """`A @ B`, first B, then A.
 
-    Where B B^T = c I, `(AB)(AB)^T = c A A^T`; where A^T A = c I, `(AB)^T(AB) = c B^T B`; where the rows (columns) of both are
-    disjoint, so are those of the product and A A^T (A^T A) is diagonal. Otherwise the generic fallback.
+    Where B B^T = c I, `(AB)(AB)^T = c A A^T`; where A^T A = c I, `(AB)^T(AB) = c B^T B`; where the rows (columns) of
+    both are disjoint, so are those of the product, and `(AB)(AB)^T` (or `(AB)^T(AB)`) is diagonal. Otherwise the
+    generic fallback.
     """
 
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
@@ -188,30 +190,40 @@ class Composition(LinearOperator):
         image_shape = self.resolved_image_shape(y, image_shape)
         between = self.inner.measurement_shape(image_shape)
         if (c := _constant(self.inner._cogram_diagonal(image_shape, y))) is not None:
-            back = self.outer.filtered_adjoint(lambda values: f(c * values), y, between)
+            back = self.outer.filtered_adjoint(_scaled(f, c), y, between)
             return self.inner.apply_adjoint(back, image_shape)
         if (c := _constant(self.outer._gram_diagonal(between, y))) is not None:
             back = self.outer.apply_adjoint(y, between)
-            return self.inner.filtered_adjoint(lambda values: f(c * values), back, image_shape)
+            return self.inner.filtered_adjoint(_scaled(f, c), back, image_shape)
         return super().filtered_adjoint(f, y, image_shape)
 
     def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         image_shape = self.resolved_image_shape(y, image_shape)
         if (c := _constant(self.inner._cogram_diagonal(image_shape, y))) is not None:
-            return self.outer.cogram_filter(lambda values: f(c * values), y, self.inner.measurement_shape(image_shape))
+            return self.outer.cogram_filter(_scaled(f, c), y, self.inner.measurement_shape(image_shape))
         return super().cogram_filter(f, y, image_shape)
 
     def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
         image_shape = tuple(x.shape[1:])
         if (c := _constant(self.outer._gram_diagonal(self.inner.measurement_shape(image_shape), x))) is not None:
-            return self.inner.gram_filter(lambda values: f(c * values), x)
+            return self.inner.gram_filter(_scaled(f, c), x)
         if (c := _constant(self.inner._cogram_diagonal(image_shape, x))) is not None:
             # A^T A = c B^T (outer gram) B / c, and B^T B / c is the projection on the rows of B
             seen = self.inner(x)
             at_zero = self._at_zero(f, x)
-            changed = self.outer.gram_filter(lambda values: f(c * values), seen) - at_zero * seen
+            changed = self.outer.gram_filter(_scaled(f, c), seen) - at_zero * seen
             return at_zero * x + self.inner.apply_adjoint(changed, image_shape) / c
         return super().gram_filter(f, x)
+
+    def _cogram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:
+        if (c := _constant(self.inner._cogram_diagonal(image_shape, like))) is not None:
+            return _multiple(self.outer._cogram_diagonal(self.inner.measurement_shape(image_shape), like), c)
+        return super()._cogram_diagonal(image_shape, like)
+
+    def _gram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:
+        if (c := _constant(self.outer._gram_diagonal(self.inner.measurement_shape(image_shape), like))) is not None:
+            return _multiple(self.inner._gram_diagonal(image_shape, like), c)
+        return super()._gram_diagonal(image_shape, like)
 
     def __repr__(self) -> str:
         return f"{_bracketed(self.outer)} @ {_bracketed(self.inner)}"
@@ -232,8 +244,8 @@ class Sum(LinearOperator):
             _check_operator("term", term)
         flat: list[LinearOperator] = []
         for term in terms:
-            flat.extend(term.terms if isinstance(term, Sum) else (term,))
-        self.terms = tuple(flat)
+            flat.extend(term.terms if isinstance(term, Sum) else [term])
+        self.terms: tuple[LinearOperator, ...] = tuple(flat)
         self.batch_size = common_batch_size(flat)
         self.image_shape = next((term.image_shape for term in flat if term.image_shape), None)
         self.columns_disjoint = self.rows_disjoint = False
@@ -278,7 +290,7 @@ def _first_that_tells(operator: Sum, measurement_shape: Shape) -> Shape:
 
 
 class Stack(LinearOperator):
-    """Several measurements of one image: `A x = [A_1 x; A_2 x; ...]`, flattened and concatenated to `(B, m_1 + m_2 + ...)`.
+    """Several measurements of one image: `A x = [A_1 x; A_2 x; ...]`, flattened and joined, `(B, m_1 + m_2 + ...)`.
 
     `stack.join([y_1, y_2])` makes such a measurement of its parts, `stack.split(y, image_shape)` gives them back.
 

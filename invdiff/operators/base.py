@@ -35,7 +35,7 @@ Index = int | slice | Sequence[int] | Tensor
 T = TypeVar("T")
 
 DENSE_SIDE = 1024
-DENSE_ENTRIES = 2**22
+DENSE_ENTRIES = 2**24
 REMEMBERED = 16
 
 
@@ -66,19 +66,20 @@ class Eigenvalues:
 class LinearOperator(ABC):
     """A linear measurement A, from images `(B, C, H, W)` to the measurement's own shape `(B, ...)`.
 
-    A subclass writes two methods, `apply` (A x) and `apply_adjoint` (A^T y); everything else follows from them. A family
-    whose singular values are known overrides `filtered_adjoint`, `gram_filter` and `cogram_filter`, or says that its rows
-    or columns are disjoint.
+    A subclass writes two methods, `apply` (A x) and `apply_adjoint` (A^T y); everything else follows from them. A
+    family whose singular values are known overrides `filtered_adjoint`, `gram_filter` and `cogram_filter`, or says
+    that its rows or columns are disjoint.
 
-    Operators are immutable values. What a call computes and keeps (a transfer function, a small SVD) cannot be observed.
-    All methods keep the dtype, work on any device, under autograd and under `torch.inference_mode`.
+    Operators are immutable values. What a call computes and keeps (a transfer function, a small SVD) cannot be
+    observed. All methods keep the dtype, work on any device, under autograd and under `torch.inference_mode`.
 
-    In every filter, `f` is a vectorised function of the squared singular values `lambda = s^2`, in which zeros are exact.
+    In every filter, `f` is a vectorised function of the squared singular values `lambda = s^2`; zeros are exact.
 
     Attributes:
         kind: What the operator is called in tables of tuned settings.
         batch_size: Number of images the parameters are for; None when all images share them.
-        image_shape: `(C, H, W)` set by `bind`; needed only by operators whose measurement does not tell the image's size.
+        image_shape: `(C, H, W)` set by `bind`; needed only by operators whose measurement does not tell the image's
+            size.
         rows_disjoint: Every pixel enters at most one number of the measurement, so A A^T is diagonal.
         columns_disjoint: Every number of the measurement sees at most one pixel, so A^T A is diagonal.
         channelwise: Acts on every channel alone and alike, and the measurement `(B, C, ...)` keeps them apart.
@@ -110,8 +111,8 @@ class LinearOperator(ABC):
             InvdiffError: When the measurement does not tell.
         """
         raise InvdiffError(
-            f"image_shape is needed by {self!r}: a measurement of shape {tuple(measurement_shape)} does not tell the size of "
-            "its image. Pass image_shape=(C, H, W), or use operator.bind((C, H, W))."
+            f"image_shape is needed by {self!r}: a measurement of shape {tuple(measurement_shape)} does not tell "
+            "the size of its image. Pass image_shape=(C, H, W), or use operator.bind((C, H, W))."
         )
 
     def measurement_shape(self, image_shape: Shape) -> Shape:
@@ -263,7 +264,7 @@ class LinearOperator(ABC):
         return self._remembered(("svd", image_shape, like.dtype, like.device), build)
 
     def _vectors(self, images: Tensor) -> Tensor:
-        """Images or measurements as the vectors that `_singular_system` takes: one for each image, or for each channel."""
+        """The vectors that `_singular_system` takes: one for each image, or one for each channel."""
         return images.flatten(0, 1).flatten(1) if self.channelwise and self.batch_size is None else images.flatten(1)
 
     def _by_lanczos(self, f: Filter, w: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ class LinearOperator(ABC):
     # Shapes, placement, parts of the batch
 
     def resolved_image_shape(self, y: Tensor, image_shape: Shape | None = None) -> Shape:
-        """The `(C, H, W)` meant by a call: the argument, else the bound one, else what the measurement's shape tells."""
+        """The `(C, H, W)` meant by a call: the argument, else the bound one, else what the measurement tells."""
         if image_shape is not None:
             return tuple(image_shape)
         if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -398,8 +399,8 @@ class LinearOperator(ABC):
         Args:
             x: Images, `(B, C, H, W)`.
             sigma_y: Standard deviation of the noise, in the unit of `x`.
-            seed: The noise of image i is a function of `(seed, i)`; of `(seed[i], 0)` when there is a seed per image. The
-                global generators are neither read nor seeded.
+            seed: The noise of image i is a function of `(seed, i)`; of `(seed[i], 0)` when there is a seed per image.
+                The global generators are neither read nor seeded.
 
         Returns:
             `(B, *measurement_shape)`.

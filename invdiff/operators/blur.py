@@ -16,14 +16,15 @@ from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range
 class Blur(LinearOperator):
     """`A x = k * x`, circular convolution of every channel with a kernel centred at `(h // 2, w // 2)`.
 
-    Diagonal under the FFT: `A = F^H diag(K) F`, singular values `|K|`. Transfer values below `threshold` times the largest one are
-    taken as exactly zero, in A as well as in its filters: what they carry is below the rounding of single precision.
+    Diagonal under the FFT: `A = F^H diag(K) F`, singular values `|K|`. Transfer values below `threshold` times the
+    largest one are taken as exactly zero, in A as well as in its filters: what they carry is below the rounding of
+    single precision.
 
     Args:
-        kernel: 2-D array or tensor, `(h, w)`; not normalised by us. `gaussian_kernel`, `uniform_kernel` and `motion_kernel` make
-            the usual ones.
-        threshold: Relative size below which a singular value is zero. A larger one (1e-3) keeps the pseudo-inverse of a smooth
-            blur from amplifying noise.
+        kernel: 2-D array or tensor, `(h, w)`; not normalised by us. `gaussian_kernel`, `uniform_kernel` and
+            `motion_kernel` make the usual ones.
+        threshold: Relative size below which a singular value is zero. A larger one (1e-3) keeps the pseudo-inverse of
+            a smooth blur from amplifying noise.
     """
 
     kind = "blur"

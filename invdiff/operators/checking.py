@@ -39,6 +39,7 @@ class CheckReport:
         return "\n".join(lines)
 
 
+@torch.no_grad()
 def check_operator(
     operator: LinearOperator, image_shape: Shape, *, batch: int, tolerance: float, seed: int, raise_: bool
 ) -> CheckReport:

@@ -17,7 +17,8 @@ class Colorization(LinearOperator):
     """`A x = sum_c w_c x_c`, the grey image `(B, 1, H, W)` of an RGB image; A A^T = |w|^2 I.
 
     Args:
-        weights: `"mean"` (a third each, as in DDRM and DDNM), `"luma"` (0.299, 0.587, 0.114 of ITU-R BT.601), or three numbers.
+        weights: `"mean"` (a third each, as in DDRM and DDNM), `"luma"` (0.299, 0.587, 0.114 of ITU-R BT.601), or
+            three numbers.
     """
 
     kind = "colorization"
@@ -28,7 +29,8 @@ class Colorization(LinearOperator):
         if isinstance(weights, str):
             if weights not in WEIGHTS:
                 raise InvdiffError(
-                    f"weights is {weights!r}, but it must be 'mean', 'luma' or three numbers.{near_match(weights, WEIGHTS)}"
+                    f"weights is {weights!r}, but it must be 'mean', 'luma' or three numbers."
+                    f"{near_match(weights, WEIGHTS)}"
                 )
             weights = WEIGHTS[weights]
         try:

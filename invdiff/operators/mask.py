@@ -23,8 +23,8 @@ class Mask(LinearOperator):
 
     Args:
         mask: `(H, W)`, `(1, H, W)`, `(C, H, W)`, `(1, 1, H, W)` or `(1, C, H, W)` for all images, `(B, 1, H, W)` or
-            `(B, C, H, W)` for one mask per image. A tensor or array of bool or of the numbers 0 and 1 (uint8 arrays may be 0
-            and 255), a black and white PIL image in mode 1, L or RGB, or the path to one.
+            `(B, C, H, W)` for one mask per image. A tensor or array of bool or of the numbers 0 and 1 (uint8 arrays
+            may be 0 and 255), a black and white PIL image in mode 1, L or RGB, or the path to one.
 
     Raises:
         InvdiffError: For any other shape or value; a soft mask has to be thresholded by its owner.
@@ -161,8 +161,8 @@ def _known_pixels(mask: Any) -> Tensor:
         )
     if values.ndim not in (2, 3, 4) or values.numel() == 0:
         raise InvdiffError(
-            f"mask has shape {tuple(values.shape)}, but it must be (H, W), (1, H, W), (C, H, W), (1, 1, H, W), (1, C, H, W), "
-            "(B, 1, H, W) or (B, C, H, W)."
+            f"mask has shape {tuple(values.shape)}, but it must be (H, W), (1, H, W), (C, H, W), (1, 1, H, W), "
+            "(1, C, H, W), (B, 1, H, W) or (B, C, H, W)."
         )
     if values.shape[-1] in (1, 3, 4) and values.ndim >= 3 and values.shape[-3] > 4:
         raise InvdiffError(f"mask has shape {tuple(values.shape)}, with the channels last; move them first: (C, H, W).")
@@ -175,8 +175,8 @@ def _known_pixels(mask: Any) -> Tensor:
         if not bool((known | (values == 0)).all()):
             other = float(values[~(known | (values == 0))].reshape(-1)[0])
             raise InvdiffError(
-                f"mask has values other than 0 and {white:g} (one is {other:g}), but every pixel is either known ({white:g}) or "
-                f"missing (0). Threshold a soft mask first, for example Mask(mask > {white / 2:g})."
+                f"mask has values other than 0 and {white:g} (one is {other:g}), but every pixel is either known "
+                f"({white:g}) or missing (0). Threshold a soft mask first, for example Mask(mask > {white / 2:g})."
             )
     with torch.inference_mode(False):
         return known.clone().reshape((1,) * (4 - known.ndim) + tuple(known.shape))

@@ -18,12 +18,12 @@ class SuperResolution(LinearOperator):
     """`A x`, `x` made smaller by an integer factor along both axes.
 
     - `"nearest"`: `x[..., ::s, ::s]`, A A^T = I.
-    - `"box"`: the mean of every block of s x s pixels, A A^T = I / s^2; the pseudo-inverse repeats each value s x s times.
-    - `"bicubic"`: the antialiased bicubic kernel (a = -1/2, stretched by s, rows normalised, half-sample symmetric borders);
-      separable, A = K_h (x) K_w, so the SVD is that of two small matrices.
+    - `"box"`: the mean of every block of s x s pixels, A A^T = I / s^2; the pseudo-inverse repeats each value.
+    - `"bicubic"`: the antialiased bicubic kernel (a = -1/2, stretched by s, rows normalised, half-sample symmetric
+      borders); separable, A = K_h (x) K_w, so the SVD is that of two small matrices.
 
-    The measurement is `(B, C, ceil(H/s), ceil(W/s))`; at sizes that s does not divide, the last blocks average the pixels that
-    they have. A measurement's image is taken to be s times as large; `bind((C, H, W))` says otherwise.
+    The measurement is `(B, C, ceil(H/s), ceil(W/s))`; at sizes that s does not divide, the last blocks average the
+    pixels that they have. A measurement's image is taken to be s times as large; `bind((C, H, W))` says otherwise.
 
     Args:
         scale: s, an int from 1.
@@ -165,8 +165,8 @@ class Axis:
 def bicubic_matrix(length: int, scale: int, a: float = -0.5) -> Tensor:
     """The antialiased bicubic down-sampling of one axis, `(ceil(length/scale), length)`, in double precision.
 
-    Sample o is centred at `(o + 1/2) scale - 1/2`; the kernel is `scale` times as wide as the cubic of parameter `a`; rows sum to
-    one; pixels beyond a border are those reflected in it (half-sample symmetric).
+    Sample o is centred at `(o + 1/2) scale - 1/2`; the kernel is `scale` times as wide as the cubic of parameter `a`;
+    rows sum to one; pixels beyond a border are those reflected in it (half-sample symmetric).
     """
     count = -(-length // scale)
     centres = (np.arange(count) + 0.5) * scale - 0.5

@@ -1,0 +1,116 @@
+"""Magnetic resonance imaging: a part of the Fourier transform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+from invdiff.operators.base import LinearOperator, Shape
+from invdiff.operators.mask import _known_pixels
+from invdiff.operators.spectrum import Filter, on_range, slope_from_zero
+
+
+class Fourier(LinearOperator):
+    """`A x = m * F x` for every channel, F the orthonormal 2-D FFT and m a mask of frequencies, 1 = measured.
+
+    A real-linear map of real images; the measurement is real, `(B, C, H, W, 2)` with real and imaginary parts last
+    (`torch.view_as_real`), and zero at frequencies that are not measured. A^T A is diagonal under the FFT, with
+    eigenvalues `(m(k) + m(-k)) / 2`.
+
+    Args:
+        mask: `(H, W)`, bool or 0 and 1, in the layout of `torch.fft.fft2` (frequency zero first). `fourier_mask`
+            makes the usual ones.
+    """
+
+    kind = "fourier"
+
+    def __init__(self, mask: Any) -> None:
+        known = _known_pixels(mask)
+        if known.shape[:2] != (1, 1):
+            raise InvdiffError(f"mask has shape {tuple(known.shape)}, but the mask of frequencies must be (H, W).")
+        self.mask = known[0, 0]
+
+    def check_images(self, x: Tensor) -> None:
+        super().check_images(x)
+        if x.shape[2:] != self.mask.shape:
+            raise InvdiffError(
+                f"x has images of {x.shape[2]}x{x.shape[3]}, but the mask of {self!r} is for "
+                f"{self.mask.shape[0]}x{self.mask.shape[1]}."
+            )
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask as numbers, and the eigenvalues of A^T A."""
+
+        def build() -> tuple[Tensor, Tensor]:
+            measured = self.mask.to(like.device, like.dtype)
+            mirrored = torch.roll(measured.flip(0, 1), (1, 1), (0, 1))
+            return measured, (measured + mirrored) / 2
+
+        return self._remembered((like.dtype, like.device), build)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.fft.fft2(x, norm="ortho") * self._constants(x)[0])
+
+    def apply_adjoint(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return self._back(self._constants(y)[0], y)
+
+    @staticmethod
+    def _back(weights: Tensor, y: Tensor) -> Tensor:
+        return torch.fft.ifft2(weights * torch.view_as_complex(y.contiguous()), norm="ortho").real
+
+    def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        measured, eigenvalues = self._constants(y)
+        return self._back(measured * on_range(f, eigenvalues).to(y.dtype), y)  # f(A A^T) A = A f(A^T A)
+
+    def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
+        self.check_images(x)
+        eigenvalues = self._constants(x)[1][:, : x.shape[-1] // 2 + 1]
+        return torch.fft.irfft2(torch.as_tensor(f(eigenvalues)).to(x.dtype) * torch.fft.rfft2(x), s=x.shape[-2:])
+
+    def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        return self._at_zero(f, y) * y + self.apply(self.filtered_adjoint(slope_from_zero(f), y))
+
+    def measure(self, x: Tensor, sigma_y: float = 0.0, seed: Any = 0) -> Tensor:
+        noisy = super().measure(x, sigma_y, seed)
+        return noisy * self._constants(noisy)[0][..., None]  # what isn't measured stays 0, also with noise
+
+    def infer_image_shape(self, measurement_shape: Shape) -> Shape:
+        return measurement_shape[:3]
+
+    def measurement_shape(self, image_shape: Shape) -> Shape:
+        return (*image_shape, 2)
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return f"Fourier({height}x{width}, {100 * float(self.mask.double().mean()):.0f} % measured)"
+
+
+def fourier_mask(
+    shape: tuple[int, int] | int, acceleration: float = 4.0, center_fraction: float = 0.08, seed: int = 0
+) -> Tensor:
+    """Columns of frequencies as an MRI scanner measures them: all of the lowest ones, and some of the others at random.
+
+    Args:
+        shape: Height and width, or one int for both.
+        acceleration: Columns there are for every one that is measured, from 1.
+        center_fraction: Share of the columns, around frequency zero, that are always measured.
+        seed: Of the random columns.
+
+    Returns:
+        Bool `(H, W)` in the layout of `torch.fft.fft2`.
+    """
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+    if not acceleration >= 1:
+        raise InvdiffError(f"acceleration is {acceleration!r}, but it must be at least 1.")
+    if not 0 <= center_fraction <= 1:
+        raise InvdiffError(f"center_fraction is {center_fraction!r}, but it must be between 0 and 1.")
+    from_zero = np.argsort(np.minimum(np.arange(width), width - np.arange(width)), kind="stable")
+    low = max(1, round(center_fraction * width))
+    others = np.random.default_rng(seed).permutation(from_zero[low:])[: max(0, round(width / acceleration) - low)]
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[:, torch.from_numpy(np.concatenate([from_zero[:low], others]))] = True
+    return mask

@@ -1,0 +1,120 @@
+"""A measurement given by any linear callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+from invdiff.operators.base import LinearOperator, Shape
+from invdiff.operators.spectrum import LanczosRule
+
+Map = Callable[[Tensor], Tensor]
+
+
+class FunctionOperator(LinearOperator):
+    """`A x = forward(x)` for any linear callable on batches of images.
+
+    The adjoint comes from automatic differentiation when it is not given. Filters come from a dense SVD where the
+    smaller side of the matrix is at most 1024, else from Lanczos with full re-orthogonalisation. Both work in double
+    precision; a callable that takes one precision only is called in that one. Run `check((C, H, W))` once on an
+    operator of your own: it tests linearity, the adjoint and the filters.
+
+    Args:
+        forward: Linear, `(B, C, H, W)` to `(B, ...)`, real, acting on every image of the batch alone.
+        adjoint: `(B, ...)` to `(B, C, H, W)`; None differentiates `forward`, which must then be made of torch
+            operations.
+        image_shape: `(C, H, W)`, needed by `adjoint` and `pinv`, whose argument does not tell it; same as `bind`.
+        tolerance: Relative change at which Lanczos stops.
+        max_iterations: Longest run of Lanczos; a run that ends there warns.
+        name: What `repr` shows.
+    """
+
+    def __init__(
+        self,
+        forward: Map,
+        adjoint: Map | None = None,
+        *,
+        image_shape: Shape | None = None,
+        tolerance: float = 1e-6,
+        max_iterations: int = 300,
+        name: str | None = None,
+    ) -> None:
+        for label, value in (("forward", forward), ("adjoint", adjoint)):
+            if not callable(value) and (label == "forward" or value is not None):
+                raise InvdiffError(f"{label} is a {type(value).__name__}, but it must be a callable on tensors.")
+        if not tolerance > 0:
+            raise InvdiffError(f"tolerance is {tolerance!r}, but it must be above 0.")
+        if int(max_iterations) != max_iterations or max_iterations < 1:
+            raise InvdiffError(f"max_iterations is {max_iterations!r}, but it must be an int from 1.")
+        self.forward = forward
+        self.given_adjoint = adjoint
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        self.lanczos = LanczosRule(tolerance=float(tolerance), max_iterations=int(max_iterations))
+        self.name = name or getattr(forward, "__name__", type(forward).__name__)
+
+    def apply(self, x: Tensor) -> Tensor:
+        y = _in_some_precision(self.forward, x)
+        if not isinstance(y, Tensor) or y.is_complex() or y.ndim < 1 or y.shape[0] != x.shape[0]:
+            got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise InvdiffError(
+                f"forward returned {got} for images of shape {tuple(x.shape)}, but it must return a real tensor "
+                f"({x.shape[0]}, ...); torch.view_as_real makes a complex one real."
+            )
+        return y
+
+    def apply_adjoint(self, y: Tensor, image_shape: Shape) -> Tensor:
+        if self.given_adjoint is None:
+            return _AdjointByAutograd.apply(y, self.forward, image_shape)  # type: ignore[no-any-return]
+        x = _in_some_precision(self.given_adjoint, y)
+        if tuple(x.shape) != (y.shape[0], *image_shape):
+            raise InvdiffError(
+                f"adjoint returned shape {tuple(x.shape)}, but the images are {(y.shape[0], *image_shape)}."
+            )
+        return x
+
+    def __repr__(self) -> str:
+        return f"FunctionOperator({self.name})"
+
+
+def _in_some_precision(function: Map, value: Tensor) -> Tensor:
+    """`function(value)`, in the other of single and double precision where the function refuses the value's own."""
+    try:
+        return function(value)
+    except RuntimeError:
+        other = torch.float32 if value.dtype == torch.float64 else torch.float64
+        try:
+            result = function(value.to(other))
+        except RuntimeError:
+            result = None
+        if result is None:
+            raise
+        return result.to(value.dtype)
+
+
+class _AdjointByAutograd(torch.autograd.Function):
+    """`y -> A^T y`, the vector-Jacobian product of A at zero; linear in y, so that its own is A."""
+
+    @staticmethod
+    def forward(y: Tensor, function: Map, image_shape: Shape) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.zeros(y.shape[0], *image_shape, dtype=y.dtype, device=y.device, requires_grad=True)
+            image = _in_some_precision(function, x)
+            if not image.requires_grad:
+                raise InvdiffError(
+                    "forward cannot be differentiated: it leaves torch's operations, or ignores its argument. "
+                    "Pass adjoint=, the transpose of forward."
+                )
+            (gradient,) = torch.autograd.grad(image, x, y.detach().clone(), materialize_grads=True)
+        return gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, ctx.function, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _in_some_precision(ctx.function, gradient), None, None

@@ -1,0 +1,227 @@
+"""Masks of every kind and size, from a seed: bool `(H, W)`, True (1, white) = known, False (0, black) = missing.
+
+`wide`, `narrow`, `half`, `expand`, `alternating_lines` and `super_resolve` are in the manner of the six test masks of
+Lugmayr et al., RePaint (CVPR 2022), the brush strokes of which follow Suvorov et al., LaMa (WACV 2022); they are
+drawn anew, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from invdiff.errors import InvdiffError, near_match
+
+Size = int | tuple[int, int]
+
+
+def wide(size: Size, seed: int = 0) -> Tensor:
+    """A few broad brush strokes are missing."""
+    return _strokes(size, seed, count=(2, 4), width=(0.12, 0.22), length=(0.25, 0.5))
+
+
+def narrow(size: Size, seed: int = 0) -> Tensor:
+    """Many thin brush strokes are missing."""
+    return _strokes(size, seed, count=(6, 10), width=(0.03, 0.06), length=(0.15, 0.35))
+
+
+def half(size: Size, seed: int = 0) -> Tensor:
+    """The right half is missing."""
+    height, width = _checked(size)
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[:, width // 2 :] = False
+    return mask
+
+
+def expand(size: Size, seed: int = 0) -> Tensor:
+    """Only the middle quarter of the area is known."""
+    return ~box(size)
+
+
+def box(size: Size, seed: int = 0, fraction: float = 0.5) -> Tensor:
+    """A box in the middle is missing, of `fraction` of each side."""
+    height, width = _checked(size)
+    _check_fraction("fraction", fraction)
+    tall, broad = round(fraction * height), round(fraction * width)
+    top, left = (height - tall) // 2, (width - broad) // 2
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[top : top + tall, left : left + broad] = False
+    return mask
+
+
+def alternating_lines(size: Size, seed: int = 0) -> Tensor:
+    """Every second row is missing; the first is known."""
+    height, width = _checked(size)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[::2] = True
+    return mask
+
+
+def super_resolve(size: Size, seed: int = 0, scale: int = 2) -> Tensor:
+    """One pixel of every `scale x scale` is known, the first: what `SuperResolution(scale, "nearest")` measures."""
+    height, width = _checked(size)
+    if isinstance(scale, bool) or int(scale) != scale or scale < 1:
+        raise InvdiffError(f"scale is {scale!r}, but it must be an int from 1.")
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[::scale, ::scale] = True
+    return mask
+
+
+def random_pixels(size: Size, seed: int = 0, fraction_known: float = 0.5) -> Tensor:
+    """Pixels are known at random, exactly `round(fraction_known * H * W)` of them."""
+    height, width = _checked(size)
+    _check_fraction("fraction_known", fraction_known)
+    known = np.zeros(height * width, dtype=bool)
+    known[_generator(seed).permutation(height * width)[: round(fraction_known * height * width)]] = True
+    return torch.from_numpy(known.reshape(height, width))
+
+
+def scan_lines(size: Size, seed: int = 0, period: float = 0.125, widest: float = 0.8, slope: float = 0.2) -> Tensor:
+    """The wedge-shaped gaps of a satellite whose scan-line corrector is off (Landsat 7 since 2003).
+
+    Tilted stripes are missing: none in the middle of the swath, wider towards its left and right edges.
+
+    Args:
+        size: Height and width, or one int for both.
+        seed: Shifts the stripes along their period.
+        period: Distance between stripes, as a share of the height.
+        widest: Share of a period that is missing at the edges.
+        slope: Rows that a stripe climbs per column.
+    """
+    height, width = _checked(size)
+    _check_fraction("widest", widest)
+    if not period > 0:
+        raise InvdiffError(f"period is {period!r}, but it must be above 0.")
+    spacing = max(period * height, 2.0)
+    rows, columns = np.mgrid[:height, :width].astype(float)
+    phase = ((rows + slope * columns) / spacing + _generator(seed).uniform()) % 1.0
+    from_middle = np.abs(columns - (width - 1) / 2) / max((width - 1) / 2, 0.5)
+    gap = widest * np.clip((from_middle - 0.15) / 0.85, 0.0, 1.0)
+    return torch.from_numpy(np.abs(phase - 0.5) * 2 >= gap)
+
+
+def text(size: Size, seed: int = 0, string: str = "invdiff", lines: int | None = None) -> Tensor:
+    """Pixels under a text are missing.
+
+    Args:
+        size: Height and width, or one int for both.
+        seed: Shifts the lines sideways.
+        string: What is written, over and over, across the image.
+        lines: How many lines; None for as many as stay legible.
+    """
+    height, width = _checked(size)
+    if not isinstance(string, str) or not string.strip():
+        raise InvdiffError(f"string is {string!r}, but it must have a character in it.")
+    count = max(1, min(5, height // 14)) if lines is None else lines
+    if isinstance(count, bool) or int(count) != count or count < 1:
+        raise InvdiffError(f"lines is {lines!r}, but it must be an int from 1.")
+    generator = _generator(seed)
+    pitch = height / count
+    canvas = Image.new("L", (width, height), 255)
+    draw = ImageDraw.Draw(canvas)
+    draw.fontmode = "1"
+    font = ImageFont.load_default(size=max(6.0, 0.8 * pitch))
+    once = max(1.0, draw.textlength(string + " ", font=font))
+    written = (string + " ") * (ceil(width / once) + 2)
+    for line in range(count):
+        draw.text((-generator.uniform() * once, (line + 0.5) * pitch), written, fill=0, font=font, anchor="lm")
+    return torch.from_numpy(np.array(canvas) > 127)
+
+
+_MASKS: dict[str, Callable[..., Tensor]] = {
+    function.__name__: function
+    for function in (
+        alternating_lines, box, expand, half, narrow, random_pixels, scan_lines, super_resolve, text, wide
+    )
+}  # fmt: skip
+
+
+def mask_names() -> list[str]:
+    """Names that `make_mask` takes."""
+    return sorted(_MASKS)
+
+
+def make_mask(name: str, size: Size, seed: int = 0, **options: Any) -> Tensor:
+    """The mask called `name`.
+
+    Args:
+        name: One of `mask_names()`.
+        size: Height and width, or one int for both.
+        seed: Of what is random in it; masks without randomness ignore it.
+        options: Further arguments of the function of that name.
+
+    Returns:
+        Bool `(H, W)`, True = known.
+
+    Raises:
+        InvdiffError: For an unknown name, an option that the mask doesn't have, or a size that isn't positive.
+    """
+    function = _MASKS.get(str(name).replace("-", "_"))
+    if function is None:
+        raise InvdiffError(
+            f"name is {name!r}, but it must be one of {', '.join(_MASKS)}.{near_match(str(name), _MASKS)}"
+        )
+    accepted = function.__code__.co_varnames[2 : function.__code__.co_argcount]
+    for option in options:
+        if option not in accepted:
+            takes = f"takes {', '.join(accepted)}" if accepted else "takes no options"
+            raise InvdiffError(
+                f"{option} is not an option of the mask {name!r}, which {takes}.{near_match(option, accepted)}"
+            )
+    return function(size, seed, **options)
+
+
+def _checked(size: Size) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int | np.integer) else size
+    try:
+        height, width = sides
+        positive = int(height) == height >= 1 and int(width) == width >= 1
+    except (TypeError, ValueError):
+        positive = False
+    if not positive or isinstance(size, bool):
+        raise InvdiffError(f"size is {size!r}, but it must be an int from 1, or a pair (H, W) of them.")
+    return int(height), int(width)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InvdiffError(f"{name} is {value!r}, but it must be between 0 and 1.")
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvdiffError(f"seed is {seed!r}, but it must be an int >= 0.")
+    return np.random.default_rng(int(seed))
+
+
+def _strokes(
+    size: Size, seed: int, count: tuple[int, int], width: tuple[float, float], length: tuple[float, float]
+) -> Tensor:
+    """Everything but some bent brush strokes; widths and lengths are shares of the shorter side."""
+    height, breadth = _checked(size)
+    generator = _generator(seed)
+    side = min(height, breadth)
+    detail = max(1, ceil(256 / side))  # drawn large, so that a seed gives the same strokes at every size
+    canvas = Image.new("L", (breadth * detail, height * detail), 255)
+    draw = ImageDraw.Draw(canvas)
+    unit = side * detail
+    for _ in range(generator.integers(count[0], count[1] + 1)):
+        brush = generator.uniform(*width) * unit
+        position = generator.uniform(0.05, 0.95, size=2) * (breadth * detail, height * detail)
+        heading = generator.uniform(0, 2 * np.pi)
+        for _ in range(generator.integers(2, 6)):
+            heading += generator.uniform(-0.9, 0.9) + (np.pi if generator.uniform() < 0.3 else 0.0)
+            target = position + generator.uniform(*length) * unit * np.array([np.cos(heading), np.sin(heading)])
+            target = np.clip(target, 0, (breadth * detail - 1, height * detail - 1))
+            draw.line([*position, *target], fill=0, width=max(1, round(brush)))
+            for x, y in (position, target):
+                draw.ellipse([x - brush / 2, y - brush / 2, x + brush / 2, y + brush / 2], fill=0)
+            position = target
+    small = np.array(canvas).reshape(height, detail, breadth, detail).mean(axis=(1, 3))
+    return torch.from_numpy(small > 127)
