@@ -1,0 +1,146 @@
+"""One network class for every layout: weights of other projects placed into diffusers' `UNet2DModel`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.errors import InvdiffError
+
+Split = Callable[[Tensor], tuple[Tensor, ...]]
+"""Cuts one tensor of a file into the tensors of several parameters, along the rows."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file, and the parameters of the network that it fills.
+
+    Attributes:
+        source: its name in the file.
+        targets: names of the parameters, more than one where the file fuses them (query, key and value).
+        split: how a fused tensor is cut; None for a single parameter.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    split: Split | None = None
+
+
+def unet_class() -> type[nn.Module]:
+    """diffusers' `UNet2DModel`, imported also where torchvision is broken.
+
+    diffusers imports torchvision, which this network doesn't use, wherever a package of that name is installed; a build
+    that doesn't match torch raises there. It is then imported once more without.
+
+    Raises:
+        InvdiffError: diffusers cannot be imported either way.
+    """
+    try:
+        from diffusers.models.unets.unet_2d import UNet2DModel
+    except Exception as first:  # a RuntimeError from torch's operator registry, an ImportError, an OSError
+        try:
+            from diffusers.utils import import_utils
+
+            import_utils._torchvision_available = False
+            from diffusers.models.unets.unet_2d import UNet2DModel
+        except Exception as error:
+            raise InvdiffError(
+                f"diffusers cannot be imported ({first}). Install it (pip install 'diffusers>=0.32'); if the message "
+                "names torchvision, the pair of torch and torchvision doesn't match: install both together."
+            ) from error
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_meant)
+    return UNet2DModel
+
+
+def _is_meant(record: logging.LogRecord) -> bool:
+    """False for diffusers 0.42's warning, at every change of precision, of an empty list of modules to leave alone."""
+    return "should be kept in float32: []" not in record.getMessage()
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a configuration of diffusers, with shapes but without memory for its weights (the meta device)."""
+    with torch.device("meta"):
+        return unet_class()(**config)
+
+
+def shapes(network: nn.Module, entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
+    """The shape that every tensor of the file must have; trailing ones (1x1 convolutions) are left out.
+
+    Args:
+        network: the network to fill.
+        entries: all of them; between them they name every parameter once.
+    """
+    parameters = dict(network.named_parameters())
+    expected = {}
+    for entry in entries:
+        rows = sum(parameters[t].shape[0] for t in entry.targets)
+        expected[entry.source] = _stripped((rows, *parameters[entry.targets[0]].shape[1:]))
+    return expected
+
+
+def fill(
+    network: nn.Module, entries: list[Entry], state: Mapping[str, Tensor], path: Path, hint: Callable[[], str]
+) -> nn.Module:
+    """Give a network from `build` its weights in float32. Nothing keeps pointing into the file.
+
+    Args:
+        network: of `build`.
+        entries: which tensor fills which parameters.
+        state: the tensors of the file, of any floating type.
+        path: the file, for messages.
+        hint: what to say when they do not fit, asked for only then.
+
+    Raises:
+        InvdiffError: names or shapes differ; the message names the first missing, the first unexpected and the first of
+            another shape.
+    """
+    expected = shapes(network, entries)
+    missing = [k for k in expected if k not in state]
+    unexpected = [k for k in state if k not in expected]
+    other = [k for k in expected if k in state and _stripped(tuple(state[k].shape)) != expected[k]]
+    if missing or unexpected or other:
+        said = []
+        if missing:
+            said.append(f"{len(missing)} missing, the first {missing[0]}")
+        if unexpected:
+            said.append(f"{len(unexpected)} unexpected, the first {unexpected[0]}")
+        if other:
+            found = tuple(state[other[0]].shape)
+            said.append(f"{len(other)} of another shape, the first {other[0]}: {found} instead of {expected[other[0]]}")
+        raise InvdiffError(
+            f"path {path} does not fit the configuration: of {len(expected)} tensors, {'; '.join(said)}. {hint()}"
+        )
+    parameters = dict(network.named_parameters())
+    filled = {}
+    for entry in entries:
+        tensor = state[entry.source].to(torch.float32, copy=True)
+        parts = (tensor,) if entry.split is None else entry.split(tensor)
+        for target, part in zip(entry.targets, parts, strict=True):
+            filled[target] = part.reshape(parameters[target].shape).contiguous()
+    network.load_state_dict(filled, strict=True, assign=True)
+    return network
+
+
+def overlap(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> float:
+    """How much of a file fits: tensors with the right name and shape over all names, 1 for a perfect fit."""
+    same = sum(k in state and _stripped(tuple(state[k].shape)) == shape for k, shape in expected.items())
+    return same / len(expected.keys() | state.keys())
+
+
+def module_entries(names: Iterable[tuple[str, str]], network: nn.Module) -> list[Entry]:
+    """Entries of modules that are the same in both: ``(theirs, ours)`` -> weight and bias, where ours has them."""
+    parameters = dict(network.named_parameters())
+    pairs = ((f"{theirs}.{leaf}", f"{ours}.{leaf}") for theirs, ours in names for leaf in ("weight", "bias"))
+    return [Entry(source, (target,)) for source, target in pairs if target in parameters]
+
+
+def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
