@@ -3,7 +3,21 @@
 from invdiff.backbones.analytic import GaussianBackbone
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.guided_diffusion import load_guided_diffusion
+from invdiff.backbones.mixture import GaussianMixtureBackbone
 from invdiff.backbones.network import NetworkBackbone
+from invdiff.backbones.posterior import GaussianPosterior, MixturePosterior
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.zoo import DEFAULT_BACKBONE, backbone_names, load_backbone, register_backbone
 
-__all__ = ["Backbone", "GaussianBackbone", "NetworkBackbone", "NoiseSchedule", "Prediction", "load_guided_diffusion"]
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "Backbone",
+    "GaussianBackbone",
+    "NetworkBackbone",
+    "NoiseSchedule",
+    "Prediction",
+    "backbone_names",
+    "load_backbone",
+    "load_guided_diffusion",
+    "register_backbone",
+]

@@ -48,10 +48,17 @@ class AnalyticBackbone(Backbone):
 
     def to(self, device: torch.device | str) -> Any:
         """The same backbone on another device."""
+        return self._moved(device)
+
+    def double(self) -> Any:
+        """The same backbone in float64."""
+        return self._moved(torch.float64)
+
+    def _moved(self, where: torch.device | str | torch.dtype) -> Any:
         other = copy.copy(self)
         for name in self._parameters:
             value = getattr(self, name)
-            setattr(other, name, None if value is None else value.to(device))
+            setattr(other, name, None if value is None else value.to(where))
         return other
 
     def _flat(self, x: Tensor, name: str = "x_t") -> Tensor:
@@ -70,8 +77,8 @@ class AnalyticBackbone(Backbone):
                     f"t must be one time or one for each of the {len(like)} images, from -1 to {self.schedule.T - 1}; "
                     f"got shape {tuple(t.shape)}, {times.min()} to {times.max()}"
                 )
-            level = self.schedule.alpha_bar[times][:, None]
-            return level.to(like.device, like.dtype), (1 - level).to(like.device, like.dtype)
+            levels = self.schedule.alpha_bar[times][:, None]
+            return levels.to(like.device, like.dtype), (1 - levels).to(like.device, like.dtype)
         if not -1 <= int(t) < self.schedule.T:
             raise InvdiffError(f"t must lie between -1 (clean) and {self.schedule.T - 1}, got {int(t)}")
         level = self.schedule.level(int(t))
@@ -91,8 +98,8 @@ class GaussianBackbone(AnalyticBackbone):
     Args:
         mean: (C, H, W) or (1, C, H, W), model range.
         covariance: in squared model range. A number: the same variance for every pixel. A tensor of the shape of
-            `mean`: the diagonal. A (d, d) matrix, d = C H W: dense; it is decomposed once, in float64. Zero variances and
-            singular matrices are legal. See `circulant` for covariances that are diagonal under the Fourier transform.
+            `mean`: the diagonal. A (d, d) matrix, d = C H W: dense; it is decomposed once, in float64. Zero variances
+            and singular matrices are legal. See `circulant` for covariances diagonal under the Fourier transform.
         schedule: the times that it counts in; linear with 1,000 times by default.
         name: what reports call it.
 
@@ -130,8 +137,8 @@ class GaussianBackbone(AnalyticBackbone):
             self._vectors = vectors.to(device, precision)
         else:
             raise InvdiffError(
-                f"covariance has shape {tuple(covariance.shape)}; accepted are a number, the shape {self.image_shape} of "
-                f"the mean (variances), and ({d}, {d}) (a matrix)"
+                f"covariance has shape {tuple(covariance.shape)}; accepted are a number, the shape {self.image_shape} "
+                f"of the mean (variances), and ({d}, {d}) (a matrix)"
             )
         self._values = values.to(device, precision).contiguous()
 
@@ -145,8 +152,8 @@ class GaussianBackbone(AnalyticBackbone):
         Args:
             mean: (C, H, W) or (1, C, H, W).
             spectrum: eigenvalues of the covariance in the order of `torch.fft.fft2`, (H, W) for all channels or
-                (C, H, W); real, not negative, and the same at a frequency and its negative. White noise of variance v has
-                spectrum v.
+                (C, H, W); real, not negative, and the same at a frequency and its negative. White noise of variance v
+                has spectrum v.
             schedule, name: as for the class.
 
         Raises:
@@ -182,6 +189,11 @@ class GaussianBackbone(AnalyticBackbone):
         """The (d, d) matrix, made when asked for."""
         identity = torch.eye(self.dimension, dtype=self.dtype, device=self.device)
         return self._from_basis(self._values * self._to_basis(identity))
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Of the covariance, (d,), in the order of its basis."""
+        return self._values
 
     @property
     def variance(self) -> Tensor:
@@ -247,14 +259,6 @@ class GaussianBackbone(AnalyticBackbone):
     def colour(self, white: Tensor) -> Tensor:
         """``S^(1/2) w`` with the symmetric root, (..., d) -> (..., d): white noise to deviations from the mean."""
         return self._from_basis(self._values.sqrt() * self._to_basis(white))
-
-    def double(self) -> GaussianBackbone:
-        """The same prior in float64."""
-        other = copy.copy(self)
-        for name in self._parameters:
-            value = getattr(self, name)
-            setattr(other, name, None if value is None else value.double())
-        return other
 
     def _to_basis(self, x: Tensor) -> Tensor:
         if self._fourier:
