@@ -20,6 +20,7 @@ from invdiff.operators.spectrum import (
     SingularSystem,
     above_zero,
     lanczos_filter,
+    number,
     on_range,
     reciprocal,
     slope_from_zero,
@@ -51,8 +52,13 @@ class Eigenvalues:
         largest = float(values.max())
         values = torch.where(values > 1e-12 * largest, values, 0.0)
         if float(values.max() - values.min()) <= 1e-12 * largest:
-            return cls(torch.tensor(largest, dtype=torch.float64), largest > 0)
+            return cls.equal(largest)
         return cls(values.to(dtype), bool((values > 0).all()))
+
+    @classmethod
+    def equal(cls, value: float) -> Eigenvalues:
+        """All eigenvalues are `value`."""
+        return cls(number(value), value > 0)
 
     def through(self, f: Filter, like: Tensor) -> Tensor:
         """`f` at every eigenvalue, in the dtype of `like`."""
@@ -228,7 +234,7 @@ class LinearOperator(ABC):
 
     @staticmethod
     def _at_zero(f: Filter, like: Tensor) -> Tensor:
-        return torch.as_tensor(f(torch.zeros((), dtype=torch.float64))).to(like.dtype)
+        return torch.as_tensor(f(number(0.0))).to(like.dtype)
 
     def _cogram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:
         if not self.rows_disjoint:
@@ -332,11 +338,12 @@ class LinearOperator(ABC):
 
     def _mapped(self, change: Callable[[Any], Any], types: Any) -> LinearOperator:
         changes: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, types):
-                changes[name] = change(value)
-            elif isinstance(value, tuple) and any(isinstance(item, types) for item in value):
-                changes[name] = tuple(change(item) if isinstance(item, types) else item for item in value)
+        with torch.inference_mode(False):
+            for name, value in vars(self).items():
+                if isinstance(value, types):
+                    changes[name] = change(value)
+                elif isinstance(value, tuple) and any(isinstance(item, types) for item in value):
+                    changes[name] = tuple(change(item) if isinstance(item, types) else item for item in value)
         return self.replace(**changes)
 
     def _remembered(self, key: Any, build: Callable[[], T]) -> T:

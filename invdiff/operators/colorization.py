@@ -40,7 +40,7 @@ class Colorization(LinearOperator):
         square = sum(weight**2 for weight in self.weights)
         if len(self.weights) != 3 or not 0 < square < float("inf"):
             raise InvdiffError(f"weights is {weights!r}, but it must be three finite numbers that are not all zero.")
-        self._square = Eigenvalues(torch.tensor(square, dtype=torch.float64), True)
+        self._square = Eigenvalues.equal(square)
 
     def check_images(self, x: Tensor) -> None:
         super().check_images(x)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import Index, LinearOperator, Shape
-from invdiff.operators.spectrum import Filter
+from invdiff.operators.spectrum import Filter, number
 
 
 class Mask(LinearOperator):
@@ -39,7 +39,7 @@ class Mask(LinearOperator):
 
     def __init__(self, mask: Any) -> None:
         self.mask = _known_pixels(mask)
-        self._one = torch.ones((), dtype=torch.float64)
+        self._one, self._zero = number(1.0), number(0.0)
 
     @property
     def batch_size(self) -> int | None:  # type: ignore[override]
@@ -90,7 +90,7 @@ class Mask(LinearOperator):
 
     def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
         self.check_images(x)
-        known, missing = (torch.as_tensor(f(value)).to(x.dtype) for value in (self._one, self._one - 1))
+        known, missing = (torch.as_tensor(f(value)).to(x.dtype) for value in (self._one, self._zero))
         return torch.where(self.mask, known, missing) * x
 
     def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
@@ -104,11 +104,13 @@ class Mask(LinearOperator):
             return self
         if isinstance(index, Tensor):
             index = index.to(self.mask.device)
-        picked = self.mask[index]
+        with torch.inference_mode(False):
+            picked = self.mask[index]
         return self.replace(mask=picked if picked.ndim == 4 else picked.unsqueeze(0))
 
     def to(self, device: torch.device | str) -> Mask:
-        return self.replace(mask=self.mask.to(device))
+        with torch.inference_mode(False):
+            return self.replace(mask=self.mask.to(device))
 
     @property
     def H(self) -> LinearOperator:

@@ -20,6 +20,12 @@ RELATIVE_ZERO = 1e-6
 """Singular values below this fraction of the largest one count as exactly zero."""
 
 
+def number(value: float) -> Tensor:
+    """A double of no dimension, which mixes with tensors of any dtype and device; never an inference tensor."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64)
+
+
 def on_range(f: Filter, eigenvalues: Tensor) -> Tensor:
     """`f` at the non-zero eigenvalues and 0 at the zero ones, so that `1/lambda` is the pseudo-inverse's filter."""
     positive = eigenvalues > 0

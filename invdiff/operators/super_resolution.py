@@ -85,9 +85,7 @@ class SuperResolution(LinearOperator):
         divides = image_shape[1] % self.scale == 0 and image_shape[2] % self.scale == 0
         if self.kernel == "nearest" or (self.kernel == "box" and divides):
             value = 1.0 if self.kernel == "nearest" else 1.0 / self.scale**2
-            return self._remembered(
-                ("cogram", value), lambda: Eigenvalues(torch.tensor(value, dtype=torch.float64), True)
-            )
+            return self._remembered(("cogram", value), lambda: Eigenvalues.equal(value))
         return super()._cogram_diagonal(image_shape, like)
 
     def _block_sizes(self, image_shape: Shape, like: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class WalshHadamard(LinearOperator):
             raise InvdiffError(f"seed is {seed!r}, but it must be an int >= 0.")
         self.ratio = float(ratio)
         self.seed = int(seed)
-        self._unit = Eigenvalues(torch.ones((), dtype=torch.float64), True)
+        self._unit = Eigenvalues.equal(1.0)
 
     def apply(self, x: Tensor) -> Tensor:
         order, _, rows = self._choices(tuple(x.shape[-2:]), x)

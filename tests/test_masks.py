@@ -1,0 +1,160 @@
+"""Masks: what is read as one, what is refused, and the generators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from invdiff.errors import InvdiffError
+from invdiff.operators import Mask, make_mask, mask_names
+
+KNOWN = np.array([[1, 0, 1], [0, 0, 1]], dtype=bool)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        KNOWN,
+        KNOWN.astype(float),
+        KNOWN.astype(np.int64),
+        KNOWN.astype(np.uint8),
+        KNOWN.astype(np.uint8) * 255,
+        torch.from_numpy(KNOWN),
+        torch.from_numpy(KNOWN).float(),
+        torch.from_numpy(KNOWN)[None],
+        torch.from_numpy(KNOWN)[None, None],
+        KNOWN[::-1][::-1],
+        Image.fromarray(KNOWN),
+        Image.fromarray(KNOWN.astype(np.uint8) * 255),
+        Image.fromarray(np.stack([KNOWN] * 3, axis=-1).astype(np.uint8) * 255),
+    ],
+)
+def test_white_is_known_however_it_is_given(mask):
+    assert torch.equal(Mask(mask).mask, torch.from_numpy(KNOWN)[None, None])
+    x = torch.ones(2, 3, 2, 3)
+    assert torch.equal(Mask(mask)(x), x * torch.from_numpy(KNOWN))
+
+
+def test_a_path_is_read(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(KNOWN.astype(np.uint8) * 255).save(path)
+    for given in (path, str(path)):
+        assert torch.equal(Mask(given).mask[0, 0], torch.from_numpy(KNOWN))
+
+
+def test_a_colour_mask_is_per_channel():
+    channels = np.stack([KNOWN, ~KNOWN, KNOWN], axis=-1)
+    assert torch.equal(Mask(Image.fromarray(channels.astype(np.uint8) * 255)).mask[0, 1], torch.from_numpy(~KNOWN))
+
+
+def test_the_mask_is_a_copy():
+    mask = torch.ones(4, 4)
+    A = Mask(mask)
+    mask[:] = 0
+    assert A.known_fraction == 1
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.full((4, 4), 0.5), "Threshold"),
+        (torch.tensor([[1.0, torch.nan]]), "NaN"),
+        (torch.tensor([[1.0, -1.0]]), "-1"),
+        (np.array([[0, 128, 255]], dtype=np.uint8), r"mask > 127\.5"),
+        (Image.fromarray(np.array([[0, 128]], dtype=np.uint8)), "Threshold"),
+        (Image.new("RGBA", (4, 4)), r"convert\('L'\)"),
+        (torch.ones(4), r"\(4,\)"),
+        (torch.ones(0, 4), r"\(0, 4\)"),
+        (torch.ones(8, 8, 3, dtype=torch.bool), "channels last"),
+        (np.array([["a"]]), "numbers"),
+        ("no such file.png", "no such file.png"),
+        (None, "NoneType"),
+        ([[1, 0]], "list"),
+    ],
+)
+def test_anything_else_is_refused(mask, words):
+    with pytest.raises(InvdiffError, match=words):
+        Mask(mask)
+
+
+def test_the_repr_says_how_much_is_known():
+    assert repr(Mask(KNOWN)) == "Mask(2x3, 50 % known)"
+    assert repr(Mask(torch.ones(4, 3, 8, 8))) == "Mask(4 x 3x8x8, 100 % known)"
+
+
+# Generators
+
+
+@pytest.mark.parametrize("name", mask_names())
+@pytest.mark.parametrize("size", [1, 2, 7, 64, (48, 33), (17, 128)])
+def test_every_mask_has_any_size_and_is_a_function_of_its_seed(name, size):
+    mask = make_mask(name, size, seed=3)
+    assert mask.dtype == torch.bool and tuple(mask.shape) == ((size, size) if isinstance(size, int) else size)
+    assert torch.equal(mask, make_mask(name, size, seed=3))
+    Mask(mask)
+
+
+@pytest.mark.parametrize("name", mask_names())
+def test_every_mask_hides_some_and_shows_some(name):
+    for seed in range(4):
+        assert 0.1 < float(make_mask(name, 64, seed).float().mean()) < 0.95
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow", "random_pixels", "scan_lines", "text"])
+def test_seeds_differ_and_the_global_generators_are_left_alone(name):
+    state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert not torch.equal(make_mask(name, 64, seed=0), make_mask(name, 64, seed=1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_what_each_mask_keeps():
+    assert float(make_mask("half", (4, 6)).float().mean()) == 0.5 and bool(make_mask("half", 8)[:, :4].all())
+    assert float(make_mask("expand", 16).float().mean()) == 0.25 and bool(make_mask("expand", 16)[8, 8])
+    assert torch.equal(make_mask("box", 16), ~make_mask("expand", 16))
+    assert bool(make_mask("alternating_lines", 8)[::2].all()) and not bool(
+        make_mask("alternating_lines", 8)[1::2].any()
+    )
+    assert float(make_mask("super_resolve", 8).float().mean()) == 0.25 and bool(make_mask("super_resolve", 8)[0, 0])
+    assert int(make_mask("super_resolve", (9, 7), scale=4).sum()) == 3 * 2
+    assert int(make_mask("random_pixels", 10, fraction_known=0.37).sum()) == 37
+
+
+def test_brush_strokes_are_the_same_at_every_size():
+    for name in ("wide", "narrow"):
+        small, big = make_mask(name, 64, seed=5), make_mask(name, 256, seed=5)
+        shrunk = big.float().reshape(64, 4, 64, 4).mean((1, 3)) >= 0.5
+        assert float((shrunk == small).float().mean()) == 1
+
+
+def test_scan_lines_are_whole_in_the_middle_and_widen_to_the_edges():
+    known = make_mask("scan_lines", 128).float().mean(0)
+    assert float(known[56:72].min()) == 1
+    assert float(known[:16].mean()) < float(known[24:40].mean()) < 1
+    assert float(known[-16:].mean()) < float(known[-40:-24].mean()) < 1
+
+
+def test_text_can_be_chosen():
+    assert not torch.equal(make_mask("text", 64, string="lost"), make_mask("text", 64, string="found"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (("wyde", 64), {}, "'wide'"),
+        (("wide", 0), {}, "size is 0"),
+        (("wide", (3, 4, 5)), {}, "size"),
+        (("wide", "64"), {}, "size"),
+        (("wide", 64), {"seed": -1}, "seed"),
+        (("half", 64), {"width": 3}, "no options"),
+        (("random_pixels", 64), {"fraction": 0.3}, "'fraction_known'"),
+        (("random_pixels", 64), {"fraction_known": 1.3}, "between 0 and 1"),
+        (("text", 64), {"string": " "}, "string"),
+        (("super_resolve", 64), {"scale": 0}, "scale"),
+    ],
+)
+def test_errors_say_what_was_wrong(arguments, options, words):
+    with pytest.raises(InvdiffError, match=words):
+        make_mask(*arguments, **options)
