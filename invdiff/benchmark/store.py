@@ -1,0 +1,343 @@
+"""A run folder: what was asked, what came out, and everything needed to repeat it.
+
+    runs/NAME/
+      suite.toml        the suite, resolved
+      run.json          versions, hardware, command lines, backbone and hash of its checkpoint, images
+      results.sqlite    tables `cells` (one row per task, sampler, image and seed), `groups`, `unavailable`; WAL mode
+      images/truth/IMAGE.png
+      images/TASK/measured/IMAGE.png
+      images/TASK/SAMPLER/IMAGE-seedS.png
+
+A row is written when its batch is done, all rows of a batch in one transaction, after their pictures. So a process that
+is killed loses the batch in flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from invdiff.errors import InvdiffError
+from invdiff.files import written_whole
+
+if TYPE_CHECKING:
+    from invdiff.benchmark.suite import Suite
+
+SUITE, INFO, RESULTS, IMAGES = "suite.toml", "run.json", "results.sqlite", "images"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell of the grid: one restoration.
+
+    Attributes:
+        cell: its key, ``TASK/SAMPLER/IMAGE/SEED``.
+        task: name of the task in the suite.
+        operator: A as it prints, such as ``Mask(64x64, 50 % known)``.
+        sigma_y: standard deviation of the measurement's noise, images in [0, 1].
+        sampler: label of the sampler in the suite.
+        settings: the sampler's name (key ``"sampler"``) and every hyper-parameter as it was used; for a failed cell those
+            that the suite gives.
+        image, seed: which.
+        status: ``"ok"`` or ``"failed"``; error: what happened, for a failed one.
+        nfe: network calls; vjps: vector-Jacobian products of the network; forward_equivalents: both in units of a
+            forward call. Per image.
+        seconds: wall-clock time of the batch over its size; peak_memory: of the process (or GPU) during the batch, MiB.
+        metrics: by name; None where a metric was not to be had (see `Run.unavailable`).
+        file: the restoration, relative to the run folder.
+
+    Numbers are None where they are not known: for failed cells, and for results made elsewhere.
+    """
+
+    cell: str
+    task: str
+    operator: str
+    sigma_y: float
+    sampler: str
+    settings: dict[str, Any]
+    image: str
+    seed: int
+    status: str = "ok"
+    error: str | None = None
+    nfe: int | None = None
+    vjps: int | None = None
+    forward_equivalents: float | None = None
+    seconds: float | None = None
+    peak_memory: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    file: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a restoration."""
+        return self.status == "ok"
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """A metric of several cells together.
+
+    Attributes:
+        task, sampler: which.
+        image: of which image, for metrics over its seeds (diversity, calibration); ``""`` for metrics over the whole set
+            of restorations (FID, KID, precision, recall).
+        metric: its name in `invdiff.metrics`.
+        value: None where it was not to be had; the reason stands in `reason`.
+    """
+
+    task: str
+    sampler: str
+    image: str
+    metric: str
+    value: float | None
+    reason: str | None = None
+
+
+_CELLS = """CREATE TABLE IF NOT EXISTS cells (
+    cell TEXT PRIMARY KEY, task TEXT, operator TEXT, sigma_y REAL, sampler TEXT, settings TEXT, image TEXT, seed INTEGER,
+    status TEXT, error TEXT, nfe INTEGER, vjps INTEGER, forward_equivalents REAL, seconds REAL, peak_memory REAL,
+    metrics TEXT, file TEXT)"""
+_GROUPS = """CREATE TABLE IF NOT EXISTS groups (
+    task TEXT, sampler TEXT, image TEXT, metric TEXT, value REAL, reason TEXT, PRIMARY KEY (task, sampler, image, metric))"""
+_UNAVAILABLE = "CREATE TABLE IF NOT EXISTS unavailable (metric TEXT PRIMARY KEY, reason TEXT)"
+
+_COLUMNS = [f.name for f in fields(Record)]
+_DECODED = ("settings", "metrics")
+
+
+class Run:
+    """A run folder. Make one with `create`, open one with `open`.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._suite: Suite | None = None
+
+    # ---- made and opened ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """The run in `folder`.
+
+        Raises:
+            InvdiffError: there is none.
+        """
+        path = Path(folder).expanduser()
+        missing = [name for name in (SUITE, INFO, RESULTS) if not (path / name).is_file()]
+        if missing:
+            raise InvdiffError(
+                f"{str(folder)!r} is no benchmark run: {missing[0]} is missing. "
+                "`invdiff bench SUITE --out FOLDER` makes one; `invdiff score` makes one of restorations that exist"
+            )
+        return cls(path)
+
+    @classmethod
+    def create(cls, folder: str | Path, suite: Suite, info: Mapping[str, Any]) -> Run:
+        """A new, empty run.
+
+        Args:
+            folder: must not hold a run yet; made if it doesn't exist.
+            suite: written to ``suite.toml``.
+            info: written to ``run.json``.
+
+        Raises:
+            InvdiffError: `folder` holds a run, or cannot be written.
+        """
+        path = Path(folder).expanduser()
+        if (path / RESULTS).exists():
+            raise InvdiffError(
+                f"{str(folder)!r} holds a run already. Go on with it (--resume, resume=True), take another folder, or delete it"
+            )
+        try:
+            (path / IMAGES).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvdiffError(f"the run folder {str(folder)!r} cannot be made: {error}") from None
+        run = cls(path)
+        run._write_text(SUITE, suite.to_toml())
+        run.write_info(info)
+        with run._connection() as database:  # last: a folder with this file is a run
+            database.execute("PRAGMA journal_mode=WAL")
+            for table in (_CELLS, _GROUPS, _UNAVAILABLE):
+                database.execute(table)
+        return run
+
+    # ---- what was asked ------------------------------------------------------------------------------------------
+
+    @property
+    def suite(self) -> Suite:
+        """The suite that was run, resolved. Names in it are not looked up, so that a run can be read without its plug-ins."""
+        if self._suite is None:
+            from invdiff.benchmark.suite import Suite
+
+            self._suite = Suite.from_toml((self.folder / SUITE).read_text(encoding="utf-8"), str(self.folder / SUITE), check=False)
+        return self._suite
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What ``run.json`` holds: ``invdiff``, ``backbone`` (name, sha256, image_shape), ``images`` (their names, in order),
+        ``images_from_prior`` (drawn from the backbone itself), ``seeds``, ``shard``, ``started``, and ``sessions``, one for
+        every start and resume (command, started, versions, hardware)."""
+        return json.loads((self.folder / INFO).read_text(encoding="utf-8"))
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Replace ``run.json``."""
+        self._write_text(INFO, json.dumps(info, indent=2) + "\n")
+
+    # ---- what came out -------------------------------------------------------------------------------------------
+
+    def records(self) -> list[Record]:
+        """Every finished cell, in the order of the grid: by task, sampler, image, seed, as the suite lists them."""
+        found = [_record(row) for row in self._read(f"SELECT {', '.join(_COLUMNS)} FROM cells")]
+        order = self._order()
+        return sorted(found, key=lambda r: (*order(r.task, r.sampler, r.image), r.seed))
+
+    def groups(self) -> list[GroupRecord]:
+        """Metrics over the seeds of an image and over whole sets, in the order of the grid. Written when a run ends."""
+        found = [GroupRecord(*row) for row in self._read("SELECT task, sampler, image, metric, value, reason FROM groups")]
+        order = self._order()
+        return sorted(found, key=lambda r: (*order(r.task, r.sampler, r.image), r.metric))
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Metrics that could not be had for some or all cells, and why and what to do about it."""
+        return dict(self._read("SELECT metric, reason FROM unavailable ORDER BY metric"))
+
+    def finished_cells(self) -> set[str]:
+        """Keys of the cells that are done, failed ones included."""
+        return {row[0] for row in self._read("SELECT cell FROM cells")}
+
+    def image(self, record: Record) -> Image.Image | None:
+        """The restoration, or None where the cell failed."""
+        return None if record.file is None else _opened(self.folder / record.file)
+
+    def truth(self, image: str) -> Image.Image | None:
+        """The true image, or None where it isn't kept."""
+        return _opened(self.folder / truth_file(image))
+
+    def measured(self, task: str, image: str) -> Image.Image | None:
+        """The measurement as a picture (its pseudo-inverse, where it is none itself), or None where it isn't kept."""
+        return _opened(self.folder / measured_file(task, image))
+
+    # ---- written -------------------------------------------------------------------------------------------------
+
+    def write(self, records: Iterable[Record], unavailable: Mapping[str, str] | None = None) -> None:
+        """Add finished cells, all or none of them; a cell that is there already is replaced.
+
+        Args:
+            records: the cells of a batch.
+            unavailable: metrics that could not be had, and why; the first reason is kept.
+        """
+        rows = [astuple(r) for r in records]
+        for number, name in enumerate(_COLUMNS):
+            if name in _DECODED:
+                rows = [(*row[:number], json.dumps(row[number]), *row[number + 1 :]) for row in rows]
+        with self._connection() as database:
+            database.executemany(f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * len(_COLUMNS))})", rows)
+            database.executemany("INSERT OR IGNORE INTO unavailable VALUES (?, ?)", list((unavailable or {}).items()))
+
+    def write_groups(self, groups: Iterable[GroupRecord]) -> None:
+        """Replace the metrics over several cells."""
+        with self._connection() as database:
+            database.execute("DELETE FROM groups")
+            database.executemany("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", [astuple(g) for g in groups])
+
+    def save_image(self, file: str, image: Image.Image) -> None:
+        """Write a picture below the run folder, whole or not at all."""
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            image.save(temporary, format="PNG")
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _order(self) -> Any:
+        suite = self.suite
+        tasks = {task.name: i for i, task in enumerate(suite.tasks)}
+        samplers = {entry.label: i for i, entry in enumerate(suite.samplers)}
+        images = {name: i for i, name in enumerate(self.info.get("images", []))}
+
+        def key(task: str, sampler: str, image: str) -> tuple[Any, ...]:
+            last = 1 << 30
+            return (tasks.get(task, last), task, samplers.get(sampler, last), sampler, images.get(image, last), image)
+
+        return key
+
+    def _write_text(self, name: str, text: str) -> None:
+        with written_whole(self.folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _read(self, query: str) -> list[tuple[Any, ...]]:
+        try:
+            with self._connection() as database:
+                return database.execute(query).fetchall()
+        except sqlite3.OperationalError:  # a folder that cannot be written, which WAL mode needs
+            address = f"{(self.folder / RESULTS).absolute().as_uri()}?immutable=1"
+            database = sqlite3.connect(address, uri=True)
+            try:
+                return database.execute(query).fetchall()
+            finally:
+                database.close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are committed together at the end of the block, or not at all."""
+        database = sqlite3.connect(self.folder / RESULTS, timeout=60)
+        try:
+            with database:
+                yield database
+        finally:
+            database.close()
+
+
+# ---- names of files ----------------------------------------------------------------------------------------------
+
+
+def slug(name: str) -> str:
+    """`name` as part of a file name: letters, digits, ``. _ + = -``; anything else becomes ``-``."""
+    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "-"
+
+
+def truth_file(image: str) -> str:
+    """Where the true image is, relative to the run folder."""
+    return f"{IMAGES}/truth/{slug(image)}.png"
+
+
+def measured_file(task: str, image: str) -> str:
+    """Where the picture of a measurement is."""
+    return f"{IMAGES}/{slug(task)}/measured/{slug(image)}.png"
+
+
+def restored_file(task: str, sampler: str, image: str, seed: int) -> str:
+    """Where a restoration is."""
+    return f"{IMAGES}/{slug(task)}/{slug(sampler)}/{slug(image)}-seed{seed}.png"
+
+
+def cell_key(task: str, sampler: str, image: str, seed: int) -> str:
+    """The key of a cell."""
+    return f"{task}/{sampler}/{image}/{seed}"
+
+
+def _record(row: Sequence[Any]) -> Record:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    for name in _DECODED:
+        values[name] = json.loads(values[name])
+    return Record(**values)
+
+
+def _opened(path: Path) -> Image.Image | None:
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        image.load()
+        return image
