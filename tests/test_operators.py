@@ -569,6 +569,18 @@ def test_single_precision_callables_work():
     assert FunctionOperator(convolution).check((1, 9, 7), tolerance=1e-5).passed
 
 
+def test_to_copies_a_module_and_leaves_the_original():
+    convolution = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    A = FunctionOperator(convolution)
+    B = (Identity() @ A).to("meta")
+    assert B.device == torch.device("meta") and A.device == torch.device("cpu")
+    assert convolution.weight.device == torch.device("cpu")
+    assert B(torch.zeros(2, 1, 8, 8, device="meta")).shape == (2, 1, 8, 8)
+    assert Mask(random_mask(4, 4)).to("meta").device == torch.device("meta")
+    with pytest.raises(InvdiffError, match=r"mask\.to"):
+        Mask(random_mask(4, 4))(torch.zeros(1, 1, 4, 4, device="meta"))
+
+
 # The generic fallback at sizes where no dense matrix is possible
 
 

@@ -99,6 +99,7 @@ class LinearOperator(ABC):
     columns_disjoint: bool = False
     channelwise: bool = False
     lanczos: LanczosRule = LanczosRule()
+    _placed: torch.device | None = None
 
     # What a subclass writes
 
@@ -298,16 +299,20 @@ class LinearOperator(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; the CPU when there are none."""
-        for value in vars(self).values():
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, Tensor | LinearOperator):
-                    return item.device
-        return torch.device("cpu")
+        """Where the parameters are, or were asked to be by `to`; else the CPU."""
+        return self._found_device() or torch.device("cpu")
+
+    def _found_device(self) -> torch.device | None:
+        if self._placed is not None:
+            return self._placed
+        tensors = (value.device for value in vars(self).values() if isinstance(value, Tensor) and value.ndim)
+        parts = (part._found_device() for part in self._parts())
+        return next((device for device in (*tensors, *parts) if device is not None), None)
 
     def to(self, device: torch.device | str) -> LinearOperator:
         """The same operator with its parameters on `device`."""
-        return self._mapped(lambda part: part.to(device), (Tensor, LinearOperator))
+        moved = self._mapped(lambda part: part.to(device), (Tensor, LinearOperator))
+        return moved.replace(_placed=torch.device(device))
 
     def __getitem__(self, index: Index) -> LinearOperator:
         """The operator of some images of the batch.

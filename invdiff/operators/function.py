@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,24 @@ class FunctionOperator(LinearOperator):
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.lanczos = LanczosRule(tolerance=float(tolerance), max_iterations=int(max_iterations))
         self.name = name or getattr(forward, "__name__", type(forward).__name__)
+
+    def to(self, device: torch.device | str) -> FunctionOperator:
+        """The same operator on `device`: a copy of `forward` and `adjoint` there where they are `torch.nn.Module`s.
+
+        Tensors that a plain function holds are its owner's to move.
+        """
+
+        def moved(function: Any) -> Any:
+            return copy.deepcopy(function).to(device) if isinstance(function, torch.nn.Module) else function
+
+        return self.replace(
+            forward=moved(self.forward), given_adjoint=moved(self.given_adjoint), _placed=torch.device(device)
+        )
+
+    def _found_device(self) -> torch.device | None:
+        if self._placed is None and isinstance(self.forward, torch.nn.Module):
+            return next((parameter.device for parameter in self.forward.parameters()), None)
+        return self._placed
 
     def apply(self, x: Tensor) -> Tensor:
         y = _in_some_precision(self.forward, x)

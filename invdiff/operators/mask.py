@@ -57,6 +57,10 @@ class Mask(LinearOperator):
     def check_images(self, x: Tensor) -> None:
         super().check_images(x)
         mask = self.mask
+        if x.device != mask.device:
+            raise InvdiffError(
+                f"mask is on {mask.device}, but the image is on {x.device}; use mask.to({str(x.device)!r})."
+            )
         if x.shape[2:] != mask.shape[2:] or mask.shape[1] not in (1, x.shape[1]):
             raise InvdiffError(f"mask is for images {_size(mask)}, but the image is {_size(x)}: the sizes must agree.")
 

@@ -196,9 +196,11 @@ def _lanczos(w: Tensor, f: Filter, product: Callable[[Tensor], Tensor], rule: La
 
 def _ritz_coefficients(f: Filter, diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     """`f(T) e_1` for the tridiagonal `T` of every image, `(B, k)`, on the CPU in double precision."""
+    place = diagonal
     diagonal, off_diagonal = diagonal.cpu().double(), off_diagonal.cpu().double()[:, :-1]
     tridiagonal = torch.diag_embed(diagonal)
     tridiagonal = tridiagonal + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
     ritz, vectors = torch.linalg.eigh(tridiagonal)
     ritz = torch.where(ritz > RELATIVE_ZERO**2 * ritz.amax(-1, keepdim=True), ritz, 0.0)
-    return (vectors @ (on_range(f, ritz) * vectors[:, 0]).unsqueeze(-1)).squeeze(-1)
+    weights = on_range(f, ritz.to(place)).to(ritz)  # where the tensors that f holds are
+    return (vectors @ (weights * vectors[:, 0]).unsqueeze(-1)).squeeze(-1)
