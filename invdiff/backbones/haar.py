@@ -1,0 +1,336 @@
+"""A UNet behind an orthonormal Haar transform: a pixel-space denoiser at a quarter of the cost.
+
+At 64x64 most of a UNet's time goes into its full-resolution layers. The Haar transform trades resolution for
+channels, (C, H, W) -> (4 C, H/2, W/2), and because it is orthonormal it keeps white noise white:
+
+    network(x, t) = H^-1 unet(H x, t)
+
+is a denoiser of the image itself, trained with the same loss. The idea of wavelet diffusion models (Phung et al.,
+2023).
+
+Saved in diffusers' folder format: ``config.json`` and ``diffusion_pytorch_model.safetensors``, and beside them
+``invdiff.json``, which is a `Description`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone
+from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.errors import InvdiffError, near_match
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DESCRIPTION = "invdiff.json"
+
+DDPM: dict[str, Any] = {"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+"""The schedule of Ho et al. (2020)."""
+
+_SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "scaled_linear": NoiseSchedule.scaled_linear,
+    "cosine": NoiseSchedule.cosine,
+    "betas": NoiseSchedule.from_betas,
+}
+
+
+# ---- the transform ----------------------------------------------------------------------------------------------
+
+
+def haar(x: Tensor) -> Tensor:
+    """Orthonormal Haar transform of every 2x2 block: (B, C, H, W) -> (B, 4 C, H/2, W/2), H and W even.
+
+    With ``a b`` the upper and ``c d`` the lower pixels of a block, the output channels are ``(a+b+c+d)/2`` of the C
+    channels, then ``(a-b+c-d)/2``, ``(a+b-c-d)/2`` and ``(a-b-c+d)/2`` likewise. Differentiable; the inverse and the
+    adjoint are both `inverse_haar`.
+
+    Raises:
+        InvdiffError: an odd height or width.
+    """
+    return _analyse(x, _filters(x.shape[1], x.dtype, x.device))
+
+
+def inverse_haar(h: Tensor) -> Tensor:
+    """The inverse of `haar`: (B, 4 C, H, W) -> (B, C, 2 H, 2 W).
+
+    Raises:
+        InvdiffError: a number of channels that isn't a multiple of four.
+    """
+    if h.ndim != 4 or h.shape[1] % 4:
+        raise InvdiffError(f"inverse_haar takes (B, 4 C, H, W), got shape {tuple(h.shape)}")
+    return F.conv_transpose2d(h, _filters(h.shape[1] // 4, h.dtype, h.device), stride=2)
+
+
+def _analyse(x: Tensor, filters: Tensor) -> Tensor:
+    if x.ndim != 4 or x.shape[-1] % 2 or x.shape[-2] % 2:
+        raise InvdiffError(
+            f"Haar transform: images must be (B, C, H, W) of even height and width, got {tuple(x.shape)}"
+        )
+    return F.conv2d(x, filters, stride=2)
+
+
+def _haar_filters(channels: int) -> Tensor:
+    """The transform as the weight of a convolution with stride 2, (4 C, C, 2, 2): twice as fast as slicing."""
+    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).reshape(4, 1, 1, 2, 2)
+    return (signs * torch.eye(channels).reshape(1, channels, channels, 1, 1) / 2).reshape(4 * channels, channels, 2, 2)
+
+
+@lru_cache(maxsize=16)
+def _filters(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor in the cache would break a later backward pass
+        return _haar_filters(channels).to(device, dtype)
+
+
+# ---- what a folder says about itself ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the network's wrapper needs to know, and where the weights come from (``invdiff.json``).
+
+    Attributes:
+        name: what reports call it.
+        image_shape: (C, H, W).
+        haar: whether the Haar transform stands around the network.
+        prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``, see `NetworkBackbone`.
+        schedule: ``{"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}``; the kind names a maker of
+            `NoiseSchedule` (``"betas"`` for `from_betas`), the rest are its arguments.
+        provenance: free: data, licence, recipe, images seen, held-out error.
+        sha256: of the weights file; empty until saved.
+    """
+
+    name: str = "backbone"
+    image_shape: tuple[int, int, int] = (3, 64, 64)
+    haar: bool = True
+    prediction: str = "v_prediction"
+    schedule: dict[str, Any] = field(default_factory=lambda: dict(DDPM))
+    provenance: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            hint = near_match(self.prediction, PREDICTIONS)
+            raise InvdiffError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}.{hint}")
+        object.__setattr__(self, "image_shape", tuple(int(n) for n in self.image_shape))
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule of the training.
+
+        Raises:
+            InvdiffError: a kind that isn't known.
+        """
+        arguments = dict(self.schedule)
+        kind = arguments.pop("kind", "linear")
+        if kind not in _SCHEDULES:
+            known = ", ".join(_SCHEDULES)
+            raise InvdiffError(f"schedule kind must be one of {known}; got {kind!r}.{near_match(kind, _SCHEDULES)}")
+        return _SCHEDULES[kind](**arguments)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Description:
+        """The description of a saved folder.
+
+        Raises:
+            InvdiffError: no ``invdiff.json``, or one that cannot be read.
+        """
+        path = Path(folder) / DESCRIPTION
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        except FileNotFoundError:
+            raise InvdiffError(f"{folder} holds no {DESCRIPTION}: it wasn't saved by `invdiff train`") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise InvdiffError(f"{path} cannot be read: {error}") from error
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``invdiff.json``, whole or not at all."""
+        _replace_text(Path(folder) / DESCRIPTION, json.dumps(asdict(self), indent=2) + "\n")
+
+
+# ---- the network ------------------------------------------------------------------------------------------------
+
+
+class HaarUNet(nn.Module):
+    """diffusers' `UNet2DModel` behind the Haar transform, or plain with ``description.haar=False``.
+
+        network = HaarUNet.new(channels=(64, 128, 160))
+        backbone = HaarUNet.load("folder").backbone()
+
+    Args:
+        unet: network of (4 C, H/2, W/2), or of (C, H, W) for a plain one; called as ``unet(x, t).sample``.
+        description: shape of the images, schedule, prediction; saved with the weights.
+    """
+
+    filters: Tensor
+
+    def __init__(self, unet: nn.Module, description: Description | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.description = description or Description()
+        self.register_buffer("filters", _haar_filters(self.description.image_shape[0]), persistent=False)
+
+    @classmethod
+    def new(
+        cls,
+        description: Description | None = None,
+        *,
+        channels: tuple[int, ...] = (64, 128, 160),
+        layers: int = 2,
+        attention: int = 8,
+        dropout: float = 0.0,
+    ) -> HaarUNet:
+        """An untrained network. Its initial weights come from torch's global generator.
+
+        Args:
+            description: shape of the images, schedule, prediction; 64x64 RGB behind the transform by default.
+            channels: of each resolution, from the finest; each next one has half the size.
+            layers: residual blocks per resolution.
+            attention: self-attention at resolutions of this many pixels and below; always in the middle block.
+            dropout: probability in every residual block, while training.
+
+        Raises:
+            InvdiffError: a size that cannot be halved as often as there are resolutions.
+        """
+        from diffusers import UNet2DModel
+
+        description = description or Description()
+        C, height, width = description.image_shape
+        fold = 2 if description.haar else 1
+        halvings = fold * 2 ** (len(channels) - 1)
+        if height % halvings or width % halvings:
+            raise InvdiffError(
+                f"image size must be a multiple of {halvings} for {len(channels)} resolutions"
+                f"{' behind the Haar transform' if description.haar else ''}, got {height}x{width}"
+            )
+        attends = [min(height, width) // fold // 2**level <= attention for level in range(len(channels))]
+        unet = UNet2DModel(
+            sample_size=height // fold if height == width else (height // fold, width // fold),
+            in_channels=C * fold**2,
+            out_channels=C * fold**2,
+            block_out_channels=tuple(channels),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            layers_per_block=layers,
+            attention_head_dim=min(64, *channels),
+            norm_num_groups=math.gcd(32, *channels),
+            dropout=dropout,
+        )
+        return cls(cast(nn.Module, unet), description)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction for noisy images `x`, (B, C, H, W), at times `t`, long (B,): float32, of the shape of x."""
+        if not self.description.haar:
+            return self.unet(x, t).sample.float()
+        h = _analyse(x, self.filters if x.dtype == self.filters.dtype else self.filters.to(x.dtype))
+        out = self.unet(h, t).sample
+        with torch.autocast(out.device.type, enabled=False):
+            return F.conv_transpose2d(out.float(), self.filters.float(), stride=2)
+
+    def save(self, folder: str | Path, *, precision: str = "float32") -> Description:
+        """Write the three files of the folder format, each whole or not at all, and return the description as written.
+
+        Args:
+            folder: made if it isn't there.
+            precision: of the stored weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        """
+        from safetensors.torch import save
+
+        if precision not in PRECISIONS:
+            hint = near_match(precision, PRECISIONS)
+            raise InvdiffError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().to(PRECISIONS[precision]).contiguous() for k, v in self.unet.state_dict().items()}
+        content = save(state, metadata={"format": "pt"})
+        description = replace(self.description, sha256=hashlib.sha256(content).hexdigest())
+        _replace_bytes(folder / WEIGHTS, content)
+        _replace_text(folder / CONFIG, self.unet.to_json_string())  # type: ignore[operator]
+        description.write(folder)
+        return description
+
+    @classmethod
+    def load(cls, folder: str | Path) -> HaarUNet:
+        """The network of a saved folder, float32, in evaluation mode.
+
+        Raises:
+            InvdiffError: a missing file, or weights that don't match their checksum or their configuration.
+        """
+        from diffusers import UNet2DModel
+        from safetensors.torch import load
+
+        folder = Path(folder)
+        description = Description.read(folder)
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            content = (folder / WEIGHTS).read_bytes()
+        except FileNotFoundError as error:
+            raise InvdiffError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
+        check_sha256(folder / WEIGHTS, content, description.sha256)
+        unet = UNet2DModel.from_config(config)
+        try:
+            unet.load_state_dict({k: v.float() for k, v in load(content).items()})
+        except Exception as error:
+            raise InvdiffError(f"{folder / WEIGHTS} does not hold the weights of {folder / CONFIG}: {error}") from error
+        return cls(unet, description).eval()
+
+    def backbone(
+        self,
+        *,
+        precision: str = "auto",
+        compile: bool = False,
+        device: torch.device | str | None = None,
+        copy: bool = True,
+        **options: Any,
+    ) -> NetworkBackbone:
+        """This network as a `Backbone`; the arguments are those of `NetworkBackbone`."""
+        d = self.description
+        options.setdefault("name", d.name)
+        return NetworkBackbone(
+            self,
+            d.noise_schedule(),
+            d.image_shape,
+            prediction=d.prediction,
+            precision=precision,
+            compile=compile,
+            device=device,
+            copy=copy,
+            **options,
+        )
+
+
+def check_sha256(path: Path, content: bytes, expected: str) -> None:
+    """Compare a file's content with the checksum written beside it; an empty `expected` is not checked.
+
+    Raises:
+        InvdiffError: they differ.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if expected and found != expected:
+        raise InvdiffError(
+            f"{path} is damaged: its SHA-256 is {found[:16]}..., {DESCRIPTION} says {expected[:16]}... "
+            f"({len(content):,} bytes read). Download or install it again; if you changed the weights "
+            "on purpose, save them with HaarUNet.save."
+        )
+
+
+def _replace_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _replace_text(path: Path, content: str) -> None:
+    _replace_bytes(path, content.encode("utf-8"))
