@@ -44,8 +44,8 @@ class Record:
         operator: A as it prints, such as ``Mask(64x64, 50 % known)``.
         sigma_y: standard deviation of the measurement's noise, images in [0, 1].
         sampler: label of the sampler in the suite.
-        settings: the sampler's name (key ``"sampler"``) and every hyper-parameter as it was used; for a failed cell those
-            that the suite gives.
+        settings: the sampler's name (key ``"sampler"``) and every hyper-parameter as it was used; for a failed cell
+            those that the suite gives.
         image, seed: which.
         status: ``"ok"`` or ``"failed"``; error: what happened, for a failed one.
         nfe: network calls; vjps: vector-Jacobian products of the network; forward_equivalents: both in units of a
@@ -87,8 +87,8 @@ class GroupRecord:
 
     Attributes:
         task, sampler: which.
-        image: of which image, for metrics over its seeds (diversity, calibration); ``""`` for metrics over the whole set
-            of restorations (FID, KID, precision, recall).
+        image: of which image, for metrics over its seeds (diversity, calibration); ``""`` for metrics over the whole
+            set of restorations (FID, KID, precision, recall).
         metric: its name in `invdiff.metrics`.
         value: None where it was not to be had; the reason stands in `reason`.
     """
@@ -102,11 +102,12 @@ class GroupRecord:
 
 
 _CELLS = """CREATE TABLE IF NOT EXISTS cells (
-    cell TEXT PRIMARY KEY, task TEXT, operator TEXT, sigma_y REAL, sampler TEXT, settings TEXT, image TEXT, seed INTEGER,
-    status TEXT, error TEXT, nfe INTEGER, vjps INTEGER, forward_equivalents REAL, seconds REAL, peak_memory REAL,
+    cell TEXT PRIMARY KEY, task TEXT, operator TEXT, sigma_y REAL, sampler TEXT, settings TEXT, image TEXT,
+    seed INTEGER, status TEXT, error TEXT, nfe INTEGER, vjps INTEGER, forward_equivalents REAL, seconds REAL, peak_memory REAL,
     metrics TEXT, file TEXT)"""
 _GROUPS = """CREATE TABLE IF NOT EXISTS groups (
-    task TEXT, sampler TEXT, image TEXT, metric TEXT, value REAL, reason TEXT, PRIMARY KEY (task, sampler, image, metric))"""
+    task TEXT, sampler TEXT, image TEXT, metric TEXT, value REAL, reason TEXT,
+    PRIMARY KEY (task, sampler, image, metric))"""
 _UNAVAILABLE = "CREATE TABLE IF NOT EXISTS unavailable (metric TEXT PRIMARY KEY, reason TEXT)"
 
 _COLUMNS = [f.name for f in fields(Record)]
@@ -157,7 +158,8 @@ class Run:
         path = Path(folder).expanduser()
         if (path / RESULTS).exists():
             raise InvdiffError(
-                f"{str(folder)!r} holds a run already. Go on with it (--resume, resume=True), take another folder, or delete it"
+                f"{str(folder)!r} holds a run already. Go on with it (--resume, resume=True), take another folder, "
+                "or delete it"
             )
         try:
             (path / IMAGES).mkdir(parents=True, exist_ok=True)
@@ -176,18 +178,20 @@ class Run:
 
     @property
     def suite(self) -> Suite:
-        """The suite that was run, resolved. Names in it are not looked up, so that a run can be read without its plug-ins."""
+        """The suite that was run, resolved. Its names are not looked up: a run can be read without its plug-ins."""
         if self._suite is None:
             from invdiff.benchmark.suite import Suite
 
-            self._suite = Suite.from_toml((self.folder / SUITE).read_text(encoding="utf-8"), str(self.folder / SUITE), check=False)
+            self._suite = Suite.from_toml(
+                (self.folder / SUITE).read_text(encoding="utf-8"), str(self.folder / SUITE), check=False
+            )
         return self._suite
 
     @property
     def info(self) -> dict[str, Any]:
-        """What ``run.json`` holds: ``invdiff``, ``backbone`` (name, sha256, image_shape), ``images`` (their names, in order),
-        ``images_from_prior`` (drawn from the backbone itself), ``seeds``, ``shard``, ``started``, and ``sessions``, one for
-        every start and resume (command, started, versions, hardware)."""
+        """What ``run.json`` holds: ``invdiff`` (version), ``backbone`` (name, sha256, image_shape), ``images`` (their
+        names, in order), ``images_from_prior`` (drawn from the backbone itself), ``seeds``, ``shard``, ``started``, and
+        ``sessions``, one for every start and resume (command, started, versions, hardware)."""
         return json.loads((self.folder / INFO).read_text(encoding="utf-8"))
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -204,7 +208,9 @@ class Run:
 
     def groups(self) -> list[GroupRecord]:
         """Metrics over the seeds of an image and over whole sets, in the order of the grid. Written when a run ends."""
-        found = [GroupRecord(*row) for row in self._read("SELECT task, sampler, image, metric, value, reason FROM groups")]
+        found = [
+            GroupRecord(*row) for row in self._read("SELECT task, sampler, image, metric, value, reason FROM groups")
+        ]
         order = self._order()
         return sorted(found, key=lambda r: (*order(r.task, r.sampler, r.image), r.metric))
 

@@ -1,0 +1,32 @@
+"""Metrics: one file per family, each metric with its direction, its unit and what it needs."""
+
+from invdiff.metrics.base import METRICS, Metric, Unavailable, get_metric, metric_names, register_metric
+from invdiff.metrics.consistency import consistency
+from invdiff.metrics.cost import GRADIENT_CALL, forward_equivalents
+from invdiff.metrics.distortion import psnr, rmse, ssim
+from invdiff.metrics.generative import fid, frechet_distance, kernel_distance, kid, manifold_share
+from invdiff.metrics.perceptual import lpips
+from invdiff.metrics.uncertainty import calibration, diversity
+
+__all__ = [
+    "GRADIENT_CALL",
+    "METRICS",
+    "Metric",
+    "Unavailable",
+    "calibration",
+    "consistency",
+    "diversity",
+    "fid",
+    "forward_equivalents",
+    "frechet_distance",
+    "get_metric",
+    "kernel_distance",
+    "kid",
+    "lpips",
+    "manifold_share",
+    "metric_names",
+    "psnr",
+    "register_metric",
+    "rmse",
+    "ssim",
+]
