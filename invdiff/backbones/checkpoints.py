@@ -250,7 +250,7 @@ class KnownCheckpoint:
 def _ddpm(name: str, images: str, size: int, parameters: int | None = None) -> KnownCheckpoint:
     return KnownCheckpoint(
         name=name,
-        title=f"DDPM, {images}, {size}x{size} (Ho et al., 2020; converted by the hub's staff)",
+        title=f"DDPM, {images}, {size}x{size} (Ho et al., 2020)",
         loader="load_diffusers",
         source=f"https://huggingface.co/google/{name}",
         licence="Apache-2.0 (model card)",

@@ -275,13 +275,13 @@ def load_guided_diffusion(
         raise InvdiffError(f"unknown preset {preset!r}; one of {', '.join(PRESETS)}.{near_match(str(preset), PRESETS)}")
     config = UNetConfig.read({**PRESETS.get(preset or "", {}), **model_config}) if preset or model_config else None
     if config is not None:
-        _check_labels(class_labels, config.num_classes)
+        check_labels(class_labels, config.num_classes)
     file = Path(path).expanduser() if isinstance(path, str | os.PathLike) else path
     state = read_state_dict(file, sha256=sha256)
     if config is None:
         preset = _fitting(state, file)
         config = UNetConfig.read(PRESETS[preset])
-        _check_labels(class_labels, config.num_classes)
+        check_labels(class_labels, config.num_classes)
     network = config.network()
     unet.fill(network, config.entries(network), state, file, lambda: _best_preset(state))
     return NetworkBackbone(
@@ -396,7 +396,12 @@ def _factors(given: Any, image_size: int) -> tuple[int, ...]:
         ) from None
 
 
-def _check_labels(labels: int | Tensor | None, classes: int | None) -> None:
+def check_labels(labels: int | Tensor | None, classes: int | None) -> None:
+    """Labels of an unconditional (`classes` None) or class-conditional network, before it is read or run.
+
+    Raises:
+        InvdiffError: labels missing, of no use, not whole numbers, or out of range.
+    """
     if classes is None:
         if labels is not None:
             raise InvdiffError(f"class_labels must be left out, got {labels!r}: this network is unconditional")

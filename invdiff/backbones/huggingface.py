@@ -1,0 +1,309 @@
+"""Unconditional diffusers networks: names on the hub, folders, pipelines and networks.
+
+backbone = load_diffusers("google/ddpm-celebahq-256")
+backbone = load_diffusers("my/folder")
+backbone = load_diffusers(pipeline)
+backbone = load_diffusers(unet, scheduler=scheduler)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.backbones import unet
+from invdiff.backbones.checkpoints import fetch_from_hub, read_state_dict, weights_file
+from invdiff.backbones.guided_diffusion import check_labels
+from invdiff.backbones.network import PREDICTIONS, NetworkBackbone
+from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.errors import InvdiffError
+
+NETWORK = "UNet2DModel"
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+_ACCEPTED = (
+    "the name of a repository on the hub (owner/name), a folder, a pipeline of unet and scheduler, or a UNet2DModel"
+)
+_OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def load_diffusers(
+    source: str | os.PathLike[str] | Any,
+    *,
+    scheduler: Any = None,
+    image_size: int | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+    device: torch.device | str | None = None,
+    class_labels: int | Tensor | None = None,
+    checkpointing: bool = False,
+    name: str | None = None,
+) -> NetworkBackbone:
+    """An unconditional, pixel-space diffusers network as a backbone. Prediction type, betas and size are read from it.
+
+    Args:
+        source: ``"owner/name"`` on the hub (looked up in the cache first); a folder that holds a `UNet2DModel`
+            (``config.json`` and weights) or a pipeline (``model_index.json``, ``unet/``, ``scheduler/``); a pipeline
+            object such as `DDPMPipeline`; or a `UNet2DModel`.
+        scheduler: a diffusers scheduler, or its configuration as a dictionary, in place of the one that comes with the
+            source. A network without any counts in the linear schedule with 1,000 times and predicts the noise, as
+            diffusers' schedulers do by default.
+        image_size: height and width, where the configuration has no ``sample_size``.
+        precision, compile, device, checkpointing, name: see `NetworkBackbone`.
+        class_labels: for a class-conditional network: one label, or a long tensor (B,).
+
+    Returns:
+        `NetworkBackbone` on images (B, C, H, W) in [-1, 1]; twice the image's channels at the output are a learned
+        variance. Objects are copied, so the caller's stay as they are.
+
+    Raises:
+        InvdiffError: not there, or the hub out of reach (at once); a broken file; a pipeline that is latent or
+            conditioned on text, or a scheduler that is not variance-preserving: refused by name.
+
+    Source: diffusers' folder format.
+    """
+    if isinstance(source, str | os.PathLike):
+        folder = _folder(source)
+        network, found = _read_folder(folder)
+        title = str(source) if not Path(source).expanduser().is_dir() else folder.name
+    else:
+        network, found = _read_object(source)
+        title = type(source).__name__
+    config = dict(network.config)  # type: ignore[arg-type]
+    if config.get("time_embedding_type") == "fourier":
+        raise InvdiffError(
+            "source is a network conditioned on sigma (time_embedding_type 'fourier'): variance-exploding "
+            "networks go to EDMBackbone"
+        )
+    if config.get("class_embed_type") is not None:
+        raise InvdiffError(
+            f"source has class_embed_type {config['class_embed_type']!r}; supported are networks without classes, "
+            "or with numbered ones"
+        )
+    check_labels(class_labels, config.get("num_class_embeds"))
+    if scheduler is not None:
+        found = _scheduler_config(scheduler)
+    channels, out = config["in_channels"], config["out_channels"]
+    if out not in (channels, 2 * channels):
+        raise InvdiffError(
+            f"source has {out} output channels for {channels} of the image; expected as many, or "
+            "twice as many with a learned variance"
+        )
+    if out == 2 * channels and found.get("variance_type") == "learned":
+        raise InvdiffError(
+            "the scheduler's variance_type 'learned' is not supported; 'learned_range' and fixed ones are"
+        )
+    return NetworkBackbone(
+        network,
+        noise_schedule(found),
+        (channels, *_size(config, image_size)),
+        prediction=_prediction(found),
+        learned_variance=out == 2 * channels,
+        precision=precision,
+        compile=compile,
+        device=device,
+        class_labels=class_labels,
+        checkpointing=checkpointing,
+        copy=not isinstance(source, str | os.PathLike),
+        name=name or title,
+    )
+
+
+def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The betas of a diffusers scheduler's configuration, in float64.
+
+    ``rescale_betas_zero_snr`` is followed as diffusers' DDPM scheduler does (Lin et al., 2024, algorithm 1), with 2^-24
+    for the last level so that every level can be divided by.
+
+    Raises:
+        InvdiffError: a scheduler that is not variance-preserving, or a name of betas that isn't known; named.
+    """
+    kind = str(config.get("_class_name", "DDPMScheduler"))
+    told = "beta_schedule" in config or "beta_start" in config or config.get("trained_betas") is not None
+    if config and not told:
+        raise InvdiffError(
+            f"scheduler {kind} has no betas: supported are variance-preserving ones such as "
+            "DDPMScheduler and DDIMScheduler"
+        )
+    T = config.get("num_train_timesteps", config.get("timesteps", 1000))
+    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    shape = config.get("beta_schedule", "linear")
+    if config.get("trained_betas") is not None:
+        schedule = NoiseSchedule.from_betas(config["trained_betas"])
+    elif shape == "linear":
+        schedule = NoiseSchedule.linear(T, start, end)
+    elif shape == "scaled_linear":
+        schedule = NoiseSchedule.scaled_linear(T, start, end)
+    elif shape == "squaredcos_cap_v2":
+        schedule = NoiseSchedule.cosine(T)
+    elif shape == "sigmoid":
+        schedule = NoiseSchedule.from_betas(
+            torch.linspace(-6, 6, T, dtype=torch.float64).sigmoid() * (end - start) + start
+        )
+    else:
+        raise InvdiffError(
+            f"scheduler {kind} has beta_schedule {shape!r}; supported are {', '.join(BETA_SCHEDULES)} and trained_betas"
+        )
+    return _without_signal_at_the_end(schedule) if config.get("rescale_betas_zero_snr") else schedule
+
+
+def _without_signal_at_the_end(schedule: NoiseSchedule) -> NoiseSchedule:
+    roots = schedule.alpha_bar[: schedule.T].sqrt()
+    levels = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    levels[-1] = 2.0**-24
+    return NoiseSchedule.from_betas(1 - levels / torch.cat([torch.ones(1, dtype=levels.dtype), levels[:-1]]))
+
+
+def _prediction(config: Mapping[str, Any]) -> str:
+    found = config.get("prediction_type", "epsilon")
+    if found not in PREDICTIONS:
+        raise InvdiffError(f"the scheduler's prediction_type is {found!r}; supported are {', '.join(PREDICTIONS)}")
+    return str(found)
+
+
+def _size(config: Mapping[str, Any], image_size: int | None) -> tuple[int, int]:
+    size = config.get("sample_size") if image_size is None else image_size
+    if isinstance(size, bool) or not isinstance(size, int | list | tuple):
+        raise InvdiffError(
+            f"image_size must be given as a whole number: the network's configuration has sample_size {size!r}"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+# ---- objects ------------------------------------------------------------------------------------------------
+
+
+def _read_object(source: Any) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Network and scheduler configuration of a pipeline or network."""
+    kind = type(source).__name__
+    if _is_unet(source):
+        return source, {}
+    components = getattr(source, "components", None)
+    if isinstance(components, Mapping) and "unet" in components:
+        _refuse_components(kind, {k: type(v).__name__ for k, v in components.items() if v is not None})
+        return components["unet"], _scheduler_config(components.get("scheduler"))
+    if isinstance(source, nn.Module):
+        raise InvdiffError(
+            f"source is a {kind}, expected {_ACCEPTED}. Any network(x, t) goes to NetworkBackbone, EDM's "
+            "to EDMBackbone."
+        )
+    raise InvdiffError(f"source is a {kind}, expected {_ACCEPTED}")
+
+
+def _is_unet(thing: Any) -> bool:
+    return any(c.__name__ == NETWORK for c in type(thing).__mro__)
+
+
+def _refuse_components(kind: str, classes: Mapping[str, str]) -> None:
+    """Only pipelines of one unconditional network: everything else changes what the network's input is."""
+    others = [f"{k} ({v})" for k, v in classes.items() if k not in ("unet", "scheduler")]
+    if others:
+        raise InvdiffError(
+            f"source is a {kind} with {', '.join(others[:4])}: latent and text-conditioned models are not "
+            f"supported; expected a pixel-space pipeline of unet ({NETWORK}) and scheduler, such as DDPMPipeline"
+        )
+    if classes.get("unet", NETWORK) != NETWORK:
+        raise InvdiffError(
+            f"source is a {kind} whose unet is a {classes['unet']}; supported is the unconditional {NETWORK}"
+        )
+
+
+def _scheduler_config(scheduler: Any) -> Mapping[str, Any]:
+    if scheduler is None:
+        return {}
+    if isinstance(scheduler, Mapping):
+        return scheduler
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise InvdiffError(
+            f"scheduler must be a diffusers scheduler or its configuration, got {type(scheduler).__name__}"
+        )
+    return {**config, "_class_name": type(scheduler).__name__}
+
+
+# ---- folders ------------------------------------------------------------------------------------------------
+
+
+def _folder(source: str | os.PathLike[str]) -> Path:
+    """The folder itself, or what the hub has under that name."""
+    path, name = Path(source).expanduser(), os.fspath(source)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InvdiffError(
+            f"source {path} is a file, expected {_ACCEPTED}. Single files go to load_guided_diffusion or load_ddpm."
+        )
+    parts = str(name).split("/")
+    if len(parts) != 2 or not all(parts) or str(name).startswith((".", "~")):
+        raise InvdiffError(
+            f"source {str(name)!r} is no folder that exists, and no name of the form owner/name; expected {_ACCEPTED}"
+        )
+    return fetch_from_hub(str(name))
+
+
+def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Network and scheduler configuration of a folder; both layouts of pipelines, with sub-folders and flat."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        listed = _json(index)
+        classes = {k: str(v[1]) for k, v in listed.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
+        if "unet" not in classes:
+            raise InvdiffError(
+                f"source {folder} is a {listed.get('_class_name', 'pipeline')} without a unet; expected {_ACCEPTED}"
+            )
+        _refuse_components(str(listed.get("_class_name", "pipeline")), classes)
+    place = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    if not (place / "config.json").is_file():
+        raise InvdiffError(
+            f"source {folder} has no config.json and no unet/config.json: no folder in diffusers' format"
+        )
+    config = _json(place / "config.json")
+    kind = config.get("_class_name", NETWORK)
+    if kind != NETWORK:
+        raise InvdiffError(f"source {folder} holds a {kind}; supported is the unconditional, pixel-space {NETWORK}")
+    network = _network(place, config)
+    for file in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if file.is_file():
+            return network, _json(file)
+    return network, {}
+
+
+def _network(place: Path, config: dict[str, Any]) -> nn.Module:
+    file = weights_file(place)
+    if file is None:
+        raise InvdiffError(
+            f"source {place} has no weights: expected diffusion_pytorch_model.safetensors or .bin of that name"
+        )
+    state = read_state_dict(file)
+    model: Any = unet.unet_class()
+    try:
+        with torch.device("meta"):
+            network = model.from_config(config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InvdiffError(f"source {place / 'config.json'} does not describe a {NETWORK}: {error}") from error
+    names = [n for n, _ in network.named_parameters()]
+    entries = [unet.Entry(_old_name(n) if n not in state and _old_name(n) in state else n, (n,)) for n in names]
+    return unet.fill(network, entries, state, file, lambda: f"Do config.json and {file.name} belong together?")
+
+
+def _old_name(name: str) -> str:
+    """The name of an attention's weight in files written by diffusers before 0.17."""
+    for new, old in _OLD_NAMES.items():
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvdiffError(f"source {file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvdiffError(f"source {file} must hold a dictionary, got {type(content).__name__}")
+    return content
