@@ -54,7 +54,11 @@ class Row:
 
 def tasks(size: int = 64) -> dict[str, LinearOperator]:
     """Half of the face missing, colours missing, three quarters of the pixels of every row and column missing."""
-    return {"half missing": Mask(half(size)), "colorization": Colorization(), "nearest ×4": SuperResolution(4, "nearest")}
+    return {
+        "half missing": Mask(half(size)),
+        "colorization": Colorization(),
+        "nearest ×4": SuperResolution(4, "nearest"),
+    }
 
 
 def run_demo(
@@ -119,4 +123,4 @@ def run_demo(
 
 
 def _shown(operator: LinearOperator, y: Tensor) -> Tensor:
-    return show_missing(y[0], operator.mask[0]) if isinstance(operator, Mask) else y[0]
+    return show_missing(y[0], operator.mask[0].to(y.dtype)) if isinstance(operator, Mask) else y[0]

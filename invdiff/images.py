@@ -68,7 +68,9 @@ def open_image(source: str | Path | Image.Image, argument: str = "image") -> Ima
         try:
             image = Image.open(path)
         except UnidentifiedImageError:
-            raise InvdiffError(f"{what} is not an image file that can be read (PNG, JPEG, WebP, TIFF, BMP, ...)") from None
+            raise InvdiffError(
+                f"{what} is not an image file that can be read (PNG, JPEG, WebP, TIFF, BMP, ...)"
+            ) from None
         except OSError as error:
             raise InvdiffError(f"{what} cannot be read: {error}") from None
     mode = "I" if image.mode.startswith("I") else image.mode

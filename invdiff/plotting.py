@@ -64,7 +64,9 @@ def picture_grid(
             if picture is None:
                 axes.set_axis_off()
             else:
-                axes.imshow(np.asarray(to_pil(picture)), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+                axes.imshow(
+                    np.asarray(to_pil(picture)), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
+                )
             if i == 0:
                 axes.set_title(columns[j], fontsize=8.5, pad=4)
             if j == 0:
@@ -106,10 +108,14 @@ def plot_solution(solution: Solution, most: int = 6) -> Figure:
             row += [unit(solution.mean[i]), spread / spread.max().clamp(min=1e-9)]
         rows.append(row)
     labels = [f"image {i}" if len(rows) > 1 else "" for i in range(len(rows))]
-    return picture_grid(rows, columns, labels, title=f"{solution.settings.get('sampler')}, {solution.nfe} network calls")
+    return picture_grid(
+        rows, columns, labels, title=f"{solution.settings.get('sampler')}, {solution.nfe} network calls"
+    )
 
 
-def animate(solution: Solution, path: str | Path, *, seconds: float = 6.0, rate: int = 20, scale: int | None = None) -> Path:
+def animate(
+    solution: Solution, path: str | Path, *, seconds: float = 6.0, rate: int = 20, scale: int | None = None
+) -> Path:
     """Write the run as an animated GIF: x_t and the clean estimate x0 side by side, the clock drawn below.
 
     Args:
@@ -141,7 +147,9 @@ def animate(solution: Solution, path: str | Path, *, seconds: float = 6.0, rate:
     small = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     durations = [round(1000 / rate)] * (len(small) - 1) + [1500]
     with written_whole(path) as temporary:
-        small[0].save(temporary, format="GIF", save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True)
+        small[0].save(
+            temporary, format="GIF", save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True
+        )
     return path
 
 

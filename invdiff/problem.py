@@ -51,9 +51,9 @@ class Problem:
         return self.operator.filtered_residual(f, self.y, x)
 
     def replace_known(self, x: Tensor, alpha_bar: float = 1.0, n: Tensor | None = None) -> Tensor:
-        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: the part of x that y sees, put at the level `alpha_bar`."""
+        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: the part of x that y sees, put at the level `alpha_bar` (1: as it is, no n)."""
         known = self.pinv_y
-        if alpha_bar < 1:
+        if n is not None:
             known = alpha_bar**0.5 * known + (1 - alpha_bar) ** 0.5 * self.operator.project(n)
         return known + self.operator.complement(x)
 
@@ -68,7 +68,7 @@ def build_problem(
     sigma_y: float,
     backbone: Backbone,
     value_range: tuple[float, float] = (0.0, 1.0),
-) -> tuple[Problem, Affine]:
+) -> Problem:
     """Check everything that a user hands over, and bring it into model range on the backbone's device.
 
     Args:
@@ -77,9 +77,6 @@ def build_problem(
         sigma_y: noise of y, in the unit of y as passed (0..255 for files, PIL images and uint8 arrays).
         backbone: gives the shape, device and precision.
         value_range: what black and white are in a float array or tensor.
-
-    Returns:
-        The problem and the affine map from the caller's values of x to model range.
 
     Raises:
         InvdiffError: names the argument, what it was and what is accepted.
@@ -93,7 +90,7 @@ def build_problem(
     wanted = tuple(operator.measurement_shape(shape))
     values, unit = _measurement(y, wanted, Affine.from_range(value_range), operator)
     sigma_y = _sigma(sigma_y, unit)
-    operator = operator.to(backbone.device)
+    operator = operator.to(backbone.device).bind(shape)
     values = values.to(backbone.device, torch.float64)
     per_image = operator.batch_size
     if per_image is not None and len(values) not in (1, per_image):
@@ -112,7 +109,7 @@ def build_problem(
     given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
     model = given if read is None else torch.where(read, given, 0.0)
     _check_range(model, values, unit, sigma_y, operator, shape)
-    return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape)), unit
+    return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape))
 
 
 def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: LinearOperator) -> tuple[Tensor, Affine]:
@@ -125,7 +122,10 @@ def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: Linear
             raise InvdiffError("y mixes 8-bit images and float arrays; pass one kind")
         return torch.cat([values for values, _ in parts]), parts[0][1]
     if isinstance(y, str | Path | Image.Image):
-        y, unit = read_image(y, argument="y", channels=wanted[0] if len(wanted) == 3 else None), Affine.from_range((0, 255))
+        y, unit = (
+            read_image(y, argument="y", channels=wanted[0] if len(wanted) == 3 else None),
+            Affine.from_range((0, 255)),
+        )
     if isinstance(y, np.ndarray):
         if y.dtype.kind not in "fiub":
             raise InvdiffError(f"y must hold numbers, got an array of dtype {y.dtype}")
@@ -166,7 +166,9 @@ def _sigma(sigma_y: float, unit: Affine) -> float:
     except (TypeError, ValueError):
         raise InvdiffError(f"sigma_y must be a number, got {sigma_y!r}") from None
     if not math.isfinite(value) or value < 0:
-        raise InvdiffError(f"sigma_y must be a finite number of at least 0 (the noise of y, in the unit of y), got {value}")
+        raise InvdiffError(
+            f"sigma_y must be a finite number of at least 0 (the noise of y, in the unit of y), got {value}"
+        )
     if unit == Affine.from_range((0, 255)) and 0 < value < 1:
         warnings.warn(
             f"sigma_y = {value:g} is in the unit of y, which is 8-bit here (0..255): next to no noise. "
@@ -178,7 +180,7 @@ def _sigma(sigma_y: float, unit: Affine) -> float:
 
 
 def _check_mask(operator: LinearOperator) -> None:
-    known = operator.known_fraction
+    known = operator.known_fraction  # type: ignore[attr-defined]
     lowest, highest = float(np.min(np.asarray(known))), float(np.max(np.asarray(known)))
     if lowest == 0:
         warnings.warn(

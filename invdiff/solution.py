@@ -157,7 +157,9 @@ def check_output(path: str | Path) -> Path:
         raise InvdiffError(f"output {str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
     Image.init()
     if path.suffix.lower() != ".npy" and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InvdiffError(f"output {str(path)!r}: unknown ending {path.suffix!r}; .png, .jpg, .webp, .tif and .npy are accepted")
+        raise InvdiffError(
+            f"output {str(path)!r}: unknown ending {path.suffix!r}; .png, .jpg, .webp, .tif and .npy are accepted"
+        )
     return path
 
 

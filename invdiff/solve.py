@@ -7,6 +7,7 @@ import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def solve(
         DivergenceError: the run went non-finite.
     """
     model = resolve_backbone(backbone, device, precision)
-    problem, unit = build_problem(operator, y, sigma_y, model, value_range)
+    problem = build_problem(operator, y, sigma_y, model, value_range)
     method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
     _warn_noise(method, problem)
     schedule = method.clock(model.schedule)
@@ -123,7 +124,11 @@ def solve(
 
             images = rows // n_samples
             source = NoiseSource([keys[i] for i in rows], problem.image_shape, model.device, model.dtype, noise)
-            start = None if first is None else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
+            start = (
+                None
+                if first is None
+                else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
+            )
             pieces.append(
                 method.run(
                     problem.select(images) if len(keys) > 1 else problem,
@@ -142,7 +147,7 @@ def solve(
         x=in_range(torch.cat(pieces), shown),
         nfe=network_calls(times),
         seconds=seconds,
-        timesteps=[schedule.timestep(t) for t, s in zip(times, times[1:], strict=False) if s < t],
+        timesteps=[schedule.timestep(t) for t, s in pairwise(times) if s < t],
         settings={
             "sampler": method.name,
             **{f.name: getattr(method, f.name) for f in dataclasses.fields(method)},
@@ -189,7 +194,13 @@ def sample(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InvdiffWarning)
         return solve(
-            Identity(), nothing, Unconditional(steps=steps, eta=eta, clip=clip), backbone=model, n_samples=n, seed=seed, **options
+            Identity(),
+            nothing,
+            Unconditional(steps=steps, eta=eta, clip=clip),
+            backbone=model,
+            n_samples=n,
+            seed=seed,
+            **options,
         )
 
 

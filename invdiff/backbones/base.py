@@ -37,7 +37,9 @@ class Prediction:
         return cls(x0, (x_t - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5)
 
     @classmethod
-    def from_eps(cls, x_t: Tensor, eps: Tensor, alpha_bar: float | Tensor, log_variance: Tensor | None = None) -> Prediction:
+    def from_eps(
+        cls, x_t: Tensor, eps: Tensor, alpha_bar: float | Tensor, log_variance: Tensor | None = None
+    ) -> Prediction:
         """The prediction of a noise-predicting network."""
         return cls((x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5, eps, log_variance)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
@@ -92,7 +93,7 @@ class NetworkBackbone(Backbone):
         self.compile = compile
         self.checkpointing = checkpointing
         self.class_labels = class_labels
-        self.name = name or getattr(network, "__name__", type(network).__name__)
+        self.name = name or str(getattr(network, "__name__", type(network).__name__))
         self._original = network
         self._take(network, device, copy)
 
@@ -159,7 +160,7 @@ class NetworkBackbone(Backbone):
         options = {} if self.class_labels is None else {"class_labels": self._labels(len(x))}
         run = self._runner()
         if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
-            out = torch.utils.checkpoint.checkpoint(run, given, t, use_reentrant=False, **options)
+            out = checkpoint(lambda given: run(given, t, **options), given, use_reentrant=False)
         else:
             out = run(given, t, **options)
         if not isinstance(out, Tensor):
@@ -211,9 +212,11 @@ class NetworkBackbone(Backbone):
         """``w log beta + (1 - w) log posterior variance`` with ``w = (v + 1) / 2``."""
         w = (v + 1) / 2
         if isinstance(t, Tensor) and t.ndim > 0:
-            bounds = torch.tensor([self.schedule.log_variance_bounds(int(i)) for i in t], device=v.device, dtype=v.dtype)
-            upper, lower = (b.reshape(-1, 1, 1, 1) for b in bounds.unbind(1))
-            return w * upper + (1 - w) * lower
+            bounds = torch.tensor(
+                [self.schedule.log_variance_bounds(int(i)) for i in t], device=v.device, dtype=v.dtype
+            )
+            high, low = (b.reshape(-1, 1, 1, 1) for b in bounds.unbind(1))
+            return w * high + (1 - w) * low
         upper, lower = self.schedule.log_variance_bounds(int(t))
         return w * (upper - lower) + lower
 

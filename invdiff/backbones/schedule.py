@@ -154,7 +154,9 @@ class NoiseSchedule:
         if isinstance(n, bool) or int(n) != n or not 1 <= n <= self.T:
             raise InvdiffError(f"steps must be a whole number from 1 to {self.T}, the length of the schedule; got {n}")
         if spacing not in _SPACINGS:
-            raise InvdiffError(f"unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}.{near_match(spacing, _SPACINGS)}")
+            raise InvdiffError(
+                f"unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}.{near_match(spacing, _SPACINGS)}"
+            )
         kept = torch.tensor(sorted(set(_SPACINGS[spacing](int(n), self.T))))
         levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
         return NoiseSchedule(levels, self.timesteps[kept], self.chain)

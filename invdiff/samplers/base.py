@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -25,7 +26,12 @@ from invdiff.samplers.guidance import Guidance, GuidedBackbone
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Sequence[str] | None = None
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] | None = None,
 ) -> Any:
     """A hyper-parameter: a dataclass field that knows its meaning and range. CLI, grids and docs read them from here."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
@@ -187,7 +193,7 @@ class Sampler(ABC):
         with no_gradient(inference=not (self.uses_gradient or guidance)):
             x = self.first_state(problem, backbone, times[0], noise.at(-1)) if x_init is None else x_init
             x0, nfe = x, 0
-            for k, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+            for k, (t, s) in enumerate(pairwise(times)):
                 draw = noise.at(k)
                 if s > t:
                     x = self.renoise(x, x0, t, s, backbone, draw)

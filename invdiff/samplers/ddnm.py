@@ -35,7 +35,9 @@ class DDNM(Sampler):
 
     consistent: ClassVar[bool] = True
     spacing_: ClassVar[str] = "leading"
-    paper: ClassVar[str] = "Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, ICLR 2023"
+    paper: ClassVar[str] = (
+        "Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, ICLR 2023"
+    )
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
         return travel(len(schedule), self.travel_length, self.travel_repeat)
@@ -89,7 +91,9 @@ class DDNMPlus(DDNM):
         noise_y = a_s**0.5 * problem.sigma_y
 
         def correction(squared: Tensor) -> Tensor:
-            return torch.where(c * squared.sqrt() >= noise_y, inverse(squared), c * kept / noise_y * inverse(squared).sqrt())
+            return torch.where(
+                c * squared.sqrt() >= noise_y, inverse(squared), c * kept / noise_y * inverse(squared).sqrt()
+            )
 
         def d_n(squared: Tensor) -> Tensor:
             room = c**2 - noise_y**2 * inverse(squared)

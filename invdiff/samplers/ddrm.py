@@ -34,7 +34,9 @@ class DDRM(Sampler):
     steps: int = option(20, "times kept of the schedule", low=1)
     eta: float = option(0.85, "share of fresh noise where y says little", low=0, high=1)
     eta_b: float = option(1.0, "weight of y where it is more certain than the state", low=0, high=1)
-    paste_known: bool = option(False, "with sigma_y = 0, end with A x = y; the authors' code ends with the network's x0")
+    paste_known: bool = option(
+        False, "with sigma_y = 0, end with A x = y; the authors' code ends with the network's x0"
+    )
 
     handles_noise: ClassVar[bool] = True
     spacing_: ClassVar[str] = "leading"
@@ -75,7 +77,11 @@ class DDRM(Sampler):
         x = x0 + problem.residual(correction, x0)
         if s < 0:
             return x, x0
-        x = x + problem.operator.gram_filter(of_noise, noise("step")) + problem.operator.gram_filter(of_eps, prediction.eps)
+        x = (
+            x
+            + problem.operator.gram_filter(of_noise, noise("step"))
+            + problem.operator.gram_filter(of_eps, prediction.eps)
+        )
         return a_s**0.5 * x, x0
 
     def finish(self, x: Tensor, problem: Problem) -> Tensor:

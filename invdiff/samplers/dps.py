@@ -34,9 +34,13 @@ class DPS(Sampler):
     """
 
     steps: int = option(1000, "times kept of the schedule", low=1)
-    scale: float = option(0.5, "step along the gradient of the residual's norm (0.3 for super-resolution and blur)", low=0)
+    scale: float = option(
+        0.5, "step along the gradient of the residual's norm (0.3 for super-resolution and blur)", low=0
+    )
     clip: bool = option(True, "clip x0 to [-1, 1]; no gradient flows where it clips")
-    norm: str = option("all", "for a mask: norm over all of y as handed over, or its known pixels", choices=("all", "known"))
+    norm: str = option(
+        "all", "for a mask: norm over all of y as handed over, or its known pixels", choices=("all", "known")
+    )
 
     handles_noise: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True

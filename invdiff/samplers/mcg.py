@@ -35,7 +35,9 @@ class MCG(Sampler):
 
     consistent: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
-    paper: ClassVar[str] = "Chung et al., Improving Diffusion Models for Inverse Problems using Manifold Constraints, NeurIPS 2022"
+    paper: ClassVar[str] = (
+        "Chung et al., Improving Diffusion Models for Inverse Problems using Manifold Constraints, NeurIPS 2022"
+    )
 
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from invdiff.errors import InvdiffError, near_match
@@ -58,7 +59,7 @@ def travel(n: int, travel_length: int = 1, travel_repeat: int = 1) -> list[int]:
 
 def network_calls(times: Sequence[int]) -> int:
     """How many of the moves go down: each of these asks the network once."""
-    return sum(s < t for t, s in zip(times, times[1:], strict=False))
+    return sum(s < t for t, s in pairwise(times))
 
 
 PATHS: dict[str, Callable[..., list[int]]] = {"plain": plain, "jumps": jumps, "travel": travel}
@@ -72,12 +73,16 @@ def make_path(path: str | Sequence[int] | Callable[[int], Sequence[int]], n: int
     """
     if isinstance(path, str):
         if path not in PATHS:
-            raise InvdiffError(f"unknown path {path!r}; one of {', '.join(PATHS)}, or a list of times.{near_match(path, PATHS)}")
+            raise InvdiffError(
+                f"unknown path {path!r}; one of {', '.join(PATHS)}, or a list of times.{near_match(path, PATHS)}"
+            )
         return PATHS[path](n, **options)
     times = [int(t) for t in (path(n) if callable(path) else path)]
     if len(times) < 2 or times[-1] != -1 or not all(-1 <= t < n for t in times):
-        raise InvdiffError(f"path must be a list of times from 0 to {n - 1} that ends in -1 (clean), got {_short(times)}")
-    if -1 in times[:-1] or any(t == s for t, s in zip(times, times[1:], strict=False)):
+        raise InvdiffError(
+            f"path must be a list of times from 0 to {n - 1} that ends in -1 (clean), got {_short(times)}"
+        )
+    if -1 in times[:-1] or any(t == s for t, s in pairwise(times)):
         raise InvdiffError(f"path must reach -1 only at its end and never stand still, got {_short(times)}")
     return times
 
@@ -88,4 +93,6 @@ def _whole(name: str, value: int) -> None:
 
 
 def _short(times: list[int]) -> str:
-    return str(times) if len(times) < 12 else f"[{', '.join(map(str, times[:5]))}, ..., {', '.join(map(str, times[-3:]))}]"
+    return (
+        str(times) if len(times) < 12 else f"[{', '.join(map(str, times[:5]))}, ..., {', '.join(map(str, times[-3:]))}]"
+    )

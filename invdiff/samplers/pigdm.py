@@ -36,7 +36,9 @@ class PiGDM(Sampler):
     steps: int = option(100, "times kept of the schedule", low=1)
     eta: float = option(1.0, "share of fresh noise: 0 deterministic (DDIM), 1 ancestral", low=0)
     weight: float = option(1.0, "of the guidance", low=0)
-    project: bool = option(False, "correct x0 to A x0 = y and keep the guidance to the null space (the code, for masks)")
+    project: bool = option(
+        False, "correct x0 to A x0 = y and keep the guidance to the null space (the code, for masks)"
+    )
     init: str = option("pinv", "first state: the noised pseudo-inverse of y, or pure noise", choices=("pinv", "noise"))
 
     handles_noise: ClassVar[bool] = True

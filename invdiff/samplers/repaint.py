@@ -30,7 +30,9 @@ class Replacement(Sampler):
 
     steps: int = option(250, "times kept of the schedule", low=1)
     clip: bool = option(True, "clip x0 to [-1, 1] at every step (guided-diffusion's default)")
-    paste_known: bool = option(True, "end with y in the known part; False leaves the network's own values (RePaint's code)")
+    paste_known: bool = option(
+        True, "end with y in the known part; False leaves the network's own values (RePaint's code)"
+    )
 
     consistent: ClassVar[bool] = True
     paper: ClassVar[str] = "Song et al., Score-Based Generative Modeling through SDEs, ICLR 2021, appendix I.2"
@@ -67,7 +69,9 @@ class RePaint(Replacement):
     jump_length: int = option(10, "steps of one jump back (the paper's j)", low=1)
     jump_n_sample: int = option(10, "how often each stretch is walked (the paper's r); 1 = no resampling", low=1)
 
-    paper: ClassVar[str] = "Lugmayr et al., RePaint: Inpainting using Denoising Diffusion Probabilistic Models, CVPR 2022"
+    paper: ClassVar[str] = (
+        "Lugmayr et al., RePaint: Inpainting using Denoising Diffusion Probabilistic Models, CVPR 2022"
+    )
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
         return jumps(len(schedule), self.jump_length, self.jump_n_sample)

@@ -18,14 +18,16 @@ from invdiff.samplers.base import Sampler, ancestral, ddim_coefficients, option,
 class Unconditional(Sampler):
     """DDPM's ancestral sampling (Ho et al., 2020) with eta = 1, DDIM (Song et al., 2021) below; y is not looked at.
 
-        x_s = sqrt(a_s) x0 + c1 n + c2 eps
+    x_s = sqrt(a_s) x0 + c1 n + c2 eps
     """
 
     steps: int = option(250, "times kept of the schedule", low=1)
     eta: float = option(1.0, "share of fresh noise: 1 ancestral, 0 deterministic DDIM", low=0, high=1)
     clip: bool = option(True, "clip x0 to [-1, 1] at every step")
 
-    paper: ClassVar[str] = "Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020; Song et al., DDIM, ICLR 2021"
+    paper: ClassVar[str] = (
+        "Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020; Song et al., DDIM, ICLR 2021"
+    )
 
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw

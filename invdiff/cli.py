@@ -1,0 +1,402 @@
+"""The `invdiff` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Nothing of the library is imported here: `invdiff --help` need not wait for torch.
+
+app = typer.Typer(
+    help="Inverse problems with a pretrained diffusion model: restore damaged images, compare the methods.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+lists = typer.Typer(help="What there is: samplers, operators, backbones, masks, metrics, suites.", no_args_is_help=True)
+app.add_typer(lists, name="list")
+console = Console()
+errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: errors of the library become one message and exit status 2."""
+    import warnings
+
+    def show(message: Warning | str, *_: Any) -> None:
+        errors.print(f"[yellow]note:[/] {message}", highlight=False)
+
+    try:
+        with warnings.catch_warnings():
+            if "invdiff" in sys.argv[0]:
+                warnings.showwarning = show  # type: ignore[assignment]
+                warnings.filterwarnings("ignore", category=FutureWarning)
+                warnings.filterwarnings("ignore", category=DeprecationWarning)
+            app(standalone_mode=True)
+    except KeyboardInterrupt:
+        errors.print("interrupted; no half-written file is left", style="yellow")
+        sys.exit(130)
+    except ValueError as error:
+        from invdiff.errors import InvdiffError
+
+        if not isinstance(error, InvdiffError):
+            raise
+        errors.print(f"[red]error:[/] {error}", highlight=False)
+        sys.exit(2)
+
+
+def stop(message: str) -> NoReturn:
+    from invdiff.errors import InvdiffError
+
+    raise InvdiffError(message)
+
+
+# ---- solve ------------------------------------------------------------------------------------------------------
+
+Seed = Annotated[int, typer.Option(help="Seed of the draws; the same seed gives the same image.")]
+BackboneName = Annotated[
+    str, typer.Option(help="Embedded name, folder, checkpoint or hub name; see `invdiff list backbones`.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+Precision = Annotated[str, typer.Option(help="Of the network: auto, float32, bfloat16, float16.")]
+
+
+@app.command("solve")
+def solve_command(
+    photo: Annotated[Path, typer.Argument(help="The measurement y, already degraded; with --simulate a clean image.")],
+    operator: Annotated[
+        str, typer.Option("--operator", "-a", help="What happened to the image; see `invdiff list operators`.")
+    ] = "mask",
+    sampler: Annotated[str, typer.Option("--sampler", "-s", help="The method; see `invdiff list samplers`.")] = "ddnm",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The restoration (.png, .jpg, .webp, .tif, .npy).")
+    ] = Path("restored.png"),
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Mask file, 1 (white) = known, 0 (black) = missing; or the name of a generated one, such as `half`."
+        ),
+    ] = None,
+    invert_mask: Annotated[
+        bool, typer.Option("--invert-mask", help="The mask file marks the missing pixels in white.")
+    ] = False,
+    scale: Annotated[int, typer.Option(help="Super-resolution: how many times smaller y is.")] = 4,
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            help="Super-resolution: nearest, box, bicubic. Blur: gaussian, uniform, motion, or an image of the kernel."
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Colorization: mean, luma, or three numbers such as 0.3,0.59,0.11.")
+    ] = "mean",
+    ratio: Annotated[float, typer.Option(help="Compressed sensing: measurements per pixel.")] = 0.5,
+    sigma_y: Annotated[float, typer.Option(help="Standard deviation of the noise in y, grey levels of 0..255.")] = 0.0,
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="The photo is clean: degrade it first, and report PSNR and SSIM against it."),
+    ] = False,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", help="Restorations; several become name-0, name-1, ...")
+    ] = 1,
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="Times kept of the schedule; the sampler's own number by default.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--option", "-O", help="A field of the sampler, such as eta=0.5; repeatable.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="Another route through time: plain, jumps, travel.")] = None,
+    backbone: BackboneName = "cats64",
+    fit: Annotated[
+        str | None, typer.Option(help="For a photo of another size than the backbone's: crop, pad or resize it.")
+    ] = None,
+    device: Device = None,
+    precision: Precision = "auto",
+    figure: Annotated[
+        Path | None, typer.Option(help="Also write measurement, samples and their spread as one figure.")
+    ] = None,
+    animate: Annotated[Path | None, typer.Option(help="Also write the run as an animated .gif.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Restore an image.
+
+    \b
+    invdiff solve photo.png --operator mask --mask mask.png --sampler repaint -o restored.png
+    invdiff solve grey.png --operator colorization --sampler ddnm -o colour.png --seed 3 --samples 4
+    invdiff solve clean.png --simulate --operator super_resolution --kernel box --scale 4 -o restored.png
+    """
+    from invdiff import fitting
+    from invdiff.images import from_pil, open_image
+    from invdiff.solution import check_output
+    from invdiff.solve import resolve_backbone, solve
+
+    check_output(output)
+    for extra in (figure, animate):
+        if extra is not None:
+            check_output(extra)
+    image = open_image(photo, "photo")
+    model = resolve_backbone(backbone, device, precision)
+    channels, height, width = model.image_shape
+    options_given = _key_values(options or [])
+    build = fitting.OperatorSpec(operator, mask, invert_mask, scale, kernel, weights, ratio, seed)
+    given = build.picture_size((height, width), simulate)
+    if given is None:
+        stop(
+            f"operator {operator!r} makes measurements that are no pictures: only --simulate works here; use the Python interface"
+        )
+    image, placed = fitting.fit_picture(image, given, fit)
+    A = build.make((height, width), placed)
+    if hasattr(A, "known_fraction") and not quiet:
+        console.print(f"{100 * float(A.known_fraction):.0f} % of the pixels are known", highlight=False)
+    y: Any = image
+    truth = None
+    if simulate:
+        truth = from_pil(image)[None]
+        if truth.shape[1] != channels:
+            truth = truth.expand(1, channels, height, width) if channels == 3 else truth.mean(1, keepdim=True)
+        y = A.measure(truth, sigma_y / 255, seed)
+        sigma_y = sigma_y / 255
+    answer = solve(
+        A,
+        y,
+        sampler,
+        backbone=model,
+        sigma_y=sigma_y,
+        steps=steps,
+        n_samples=samples,
+        seed=seed,
+        path=path,
+        progress=False if quiet else None,
+        keep_trajectory=animate is not None,
+        **options_given,
+    )
+    files = fitting.save(answer, output, placed)
+    if figure is not None:
+        answer.plot().savefig(figure)
+    if animate is not None:
+        answer.animate(animate)
+    if quiet:
+        return
+    console.print(
+        f"{answer.settings['sampler']}: {answer.nfe} network calls, {answer.seconds:.1f} s -> {', '.join(map(str, files))}",
+        highlight=False,
+    )
+    if truth is not None:
+        from invdiff.metrics import psnr, ssim
+
+        shown = answer.x.clamp(0, 1)
+        for i, x in enumerate(shown):
+            one = float(psnr(x[None], truth)[0]), float(ssim(x[None], truth)[0])
+            console.print(
+                f"  {'' if len(shown) == 1 else f'sample {i}: '}PSNR {one[0]:.2f} dB, SSIM {one[1]:.3f}",
+                highlight=False,
+            )
+
+
+def _key_values(pairs: list[str]) -> dict[str, Any]:
+    """``["eta=0.5", "clip=false"]`` as a dictionary of numbers, truth values and words."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            stop(f"option {pair!r} must be written name=value, such as eta=0.5")
+        out[name.strip().replace("-", "_")] = _value(text.strip())
+    return out
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "yes", "on", "false", "no", "off"):
+        return text.lower() in ("true", "yes", "on")
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@app.command("sample")
+def sample_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture; several become name-0, name-1, ...")
+    ] = Path("sample.png"),
+    samples: Annotated[int, typer.Option("--samples", "-n", help="How many.")] = 1,
+    backbone: BackboneName = "cats64",
+    steps: Annotated[int, typer.Option(help="Network calls per image.")] = 100,
+    eta: Annotated[float, typer.Option(help="1 ancestral, 0 deterministic (DDIM).")] = 1.0,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: Precision = "auto",
+) -> None:
+    """Draw images from a backbone's prior: what it believes in when there is no measurement."""
+    from invdiff.solution import check_output
+    from invdiff.solve import sample
+
+    check_output(output)
+    answer = sample(backbone, samples, steps=steps, eta=eta, seed=seed, device=device, precision=precision)
+    files = answer.save(output)
+    console.print(
+        f"{answer.nfe} network calls, {answer.seconds:.1f} s -> {', '.join(map(str, files))}", highlight=False
+    )
+
+
+@app.command("mask")
+def mask_command(
+    name: Annotated[str, typer.Argument(help="Which; see `invdiff list masks`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The mask, white = known.")] = Path("mask.png"),
+    size: Annotated[str, typer.Option(help="Pixels: 64, or height x width as 300x451.")] = "64",
+    seed: Seed = 0,
+) -> None:
+    """Write a mask: white = known, black = missing."""
+    from invdiff.files import written_whole
+    from invdiff.images import to_pil
+    from invdiff.operators.masks import make_mask
+    from invdiff.solution import check_output
+
+    check_output(output)
+    try:
+        sides = [int(n) for n in size.lower().split("x")]
+    except ValueError:
+        stop(f"--size must be a number or height x width such as 300x451, got {size!r}")
+    made = make_mask(name, (sides[0], sides[-1]), seed=seed)
+    with written_whole(output) as temporary:
+        to_pil(made.float()[None]).save(temporary)
+    console.print(f"{100 * float(made.float().mean()):.0f} % known -> {output}", highlight=False)
+
+
+# ---- demo -------------------------------------------------------------------------------------------------------
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure.")] = Path("demo/comparison.png"),
+    full: Annotated[
+        bool, typer.Option("--full", help="The papers' settings instead of fast ones (about an hour).")
+    ] = False,
+    backbone: BackboneName = "cats64",
+    seed: Seed = 0,
+) -> None:
+    """Restore a real photograph of a cat with every sampler: one figure, one table."""
+    from invdiff.demo import Row, run_demo
+
+    def tell(row: Row) -> None:
+        errors.print(
+            f"  {row.task}: {row.sampler} {row.psnr:.1f} dB, {row.seconds:.1f} s", highlight=False, style="dim"
+        )
+
+    rows = run_demo(output, full=full, backbone=backbone, seed=seed, on_row=tell)
+    table = Table(
+        title="Chelsea, 64x64", caption="misfit: rms of A x - y on a scale of [0, 1]", box=None, header_style="bold"
+    )
+    table.add_column("task")
+    table.add_column("sampler")
+    for head in ("PSNR (dB)", "SSIM", "misfit", "network calls", "seconds"):
+        table.add_column(head, justify="right")
+    last = ""
+    for row in rows:
+        if last and row.task != last:
+            table.add_section()
+        table.add_row(
+            row.task if row.task != last else "",
+            row.sampler,
+            f"{row.psnr:.2f}",
+            f"{row.ssim:.3f}",
+            f"{row.misfit:.1e}" if row.misfit >= 5e-7 else "0",
+            str(row.nfe),
+            f"{row.seconds:.1f}",
+        )
+        last = row.task
+    console.print(table)
+    console.print(f"figure: {output}", highlight=False)
+
+
+# ---- lists ------------------------------------------------------------------------------------------------------
+
+
+@lists.command("samplers")
+def list_samplers() -> None:
+    """Every sampler: its options with their defaults, what it handles, network calls per image."""
+    import dataclasses
+
+    from invdiff.backbones.schedule import NoiseSchedule
+    from invdiff.samplers import sampler_class, sampler_names
+    from invdiff.samplers.presets import PRESETS
+
+    schedule = NoiseSchedule.linear()
+    for name in sampler_names():
+        cls = sampler_class(name)
+        calls = cls().network_calls(schedule)
+        traits = [
+            "models noise" if cls.handles_noise else "noise-free",
+            *(["A x = y exactly"] if cls.consistent else []),
+            f"{calls:,} network calls per image"
+            + (", each with a vector-Jacobian product" if cls.uses_gradient else ""),
+        ]
+        console.print(f"[bold]{name}[/]  {'; '.join(traits)}", highlight=False)
+        console.print(f"  [dim]{cls.paper}[/]", highlight=False)
+        for field in dataclasses.fields(cls):
+            console.print(f"    {field.name} = {field.default!r}  [dim]{field.metadata['help']}[/]", highlight=False)
+        for row in (row for row in PRESETS if row.sampler == name):
+            where = ", ".join(row.kinds) or "every operator"
+            noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
+            values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
+            console.print(f"    for {where}{noise}: {values}", highlight=False)
+        console.print()
+
+
+@lists.command("operators")
+def list_operators() -> None:
+    """Every operator and its arguments."""
+    import inspect
+
+    from invdiff.operators import get_operator, operator_names
+
+    table = Table(box=None, header_style="bold")
+    for head in ("operator", "arguments", "what it does"):
+        table.add_column(head)
+    for name in operator_names():
+        cls = get_operator(name)
+        arguments = [
+            str(p).split(":")[0].strip() + _default(p) for p in list(inspect.signature(cls).parameters.values())
+        ]
+        table.add_row(name, ", ".join(arguments), (inspect.getdoc(cls) or "").splitlines()[0])
+    console.print(table)
+    console.print("A mask is 1 (white) where the pixel is known and 0 (black) where it is missing.")
+
+
+def _default(parameter: Any) -> str:
+    return "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+
+
+@lists.command("backbones")
+def list_backbones() -> None:
+    """Every backbone that `--backbone` knows by name."""
+    from invdiff.backbones import backbone_names, load_backbone
+
+    for name in backbone_names():
+        try:
+            console.print(f"[bold]{name}[/]  {load_backbone(name)!r}", highlight=False)
+        except ValueError as error:
+            console.print(f"[bold]{name}[/]  [red]{error}[/]", highlight=False)
+    console.print("Also: a folder written by `invdiff train` or in diffusers' format, a checkpoint file, a hub name.")
+
+
+@lists.command("masks")
+def list_masks() -> None:
+    """Every mask generator."""
+    from invdiff.operators.masks import make_mask, mask_names
+
+    for name in mask_names():
+        share = float(make_mask(name, 64).float().mean())
+        console.print(f"{name:20s} {100 * share:3.0f} % known at 64x64", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
