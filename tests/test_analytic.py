@@ -215,7 +215,7 @@ def test_single_precision_gaussian_is_accurate_at_every_level(kind):
 
 
 def test_single_precision_mixture_of_pictures_is_safe_at_the_extremes():
-    """Thousands of dimensions: densities differ by thousands of nats, and neither NaN nor wrong components come of it."""
+    """Thousands of dimensions: densities differ by thousands of nats, and no NaN nor wrong component comes of it."""
     backbone = mixture("low-rank", K=6, dtype=torch.float32, shape=(3, 32, 32))
     fine = backbone.double()
     for t in (0, 1, 500, 999):

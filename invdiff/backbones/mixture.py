@@ -42,8 +42,8 @@ class GaussianMixtureBackbone(AnalyticBackbone):
         E[x0  | x_t] = sum_k pi_k (m_k + sqrt(a) S_k S_k,t^-1 (x_t - sqrt(a) m_k))
         E[eps | x_t] = sqrt(1 - a) sum_k pi_k S_k,t^-1 (x_t - sqrt(a) m_k).
 
-    Low-rank covariances ``S_k = F_k F_k^T + noise_k I`` are kept by the eigenvectors of F_k F_k^T: a prediction at any level
-    costs two products with K r vectors and no decomposition.
+    Low-rank covariances ``S_k = F_k F_k^T + noise_k I`` are kept by the eigenvectors of F_k F_k^T: a prediction at any
+    level costs two products with K r vectors and no decomposition.
 
     Args:
         weights: (K,), not negative, not all zero; divided by their sum.
@@ -472,8 +472,8 @@ class GaussianMixtureBackbone(AnalyticBackbone):
         """A mixture of probabilistic principal component analysers (Tipping & Bishop, Neural Computation 1999).
 
         Expectation-maximisation from a k-means start: responsibilities by log-sum-exp, then for every component its
-        weighted mean, the `rank` leading eigenpairs of its weighted covariance and the mean of the remaining eigenvalues
-        as noise. Each iteration raises the likelihood; the values are kept in `log_likelihoods` (per image, in nats).
+        weighted mean, the `rank` leading eigenpairs of its weighted covariance and the mean of the other eigenvalues as
+        noise. Each iteration raises the likelihood; the values are kept in `log_likelihoods` (per image, in nats).
 
         Args:
             images: (N, C, H, W) in model range.

@@ -75,7 +75,7 @@ def kmeans(X: Tensor, k: int, generator: torch.Generator, iterations: int = 25) 
     squares = X.square().sum(1)
 
     def distances(centres: Tensor) -> Tensor:
-        return (squares[:, None] - 2 * X @ centres.mT + centres.square().sum(1)).clamp_min(0)
+        return (squares[:, None] - X @ (2 * centres.mT) + centres.square().sum(1)).clamp_min(0)
 
     first = int(torch.randint(len(X), (1,), generator=generator))
     chosen, nearest = [first], distances(X[first : first + 1])[:, 0]
@@ -153,23 +153,31 @@ def leading_directions(rows: Tensor, rank: int, previous: Tensor, generator: tor
 
 
 def log_joint(mixture: FittedMixture, X: Tensor) -> Tensor:
-    """``log w_k + log N(x; m_k, F_k F_k^T + noise_k I)``, (N, K), float64, one component at a time."""
-    N, d = X.shape
-    out = torch.empty(N, len(mixture.weights), dtype=torch.float64)
-    for k in range(len(mixture.weights)):
-        F, noise = mixture.factors[k], float(mixture.noise[k])
-        along = F.square().sum(0).double()
-        basis = F / along.clamp_min(1e-30).sqrt().to(F.dtype)
-        total = along + noise
-        squares, inner = torch.empty(N, dtype=torch.float64), torch.empty(N, F.shape[1], dtype=torch.float64)
-        size = max(1, 2**23 // d)
-        for start in range(0, N, size):
-            apart = X[start : start + size] - mixture.means[k]
-            squares[start : start + size] = apart.square().sum(1, dtype=torch.float64)
-            inner[start : start + size] = (apart @ basis).double()
-        inner = inner.square()
-        across = (squares - inner.sum(1)).clamp_min(0)
-        log_det = float(total.log().sum()) + (d - len(along)) * math.log(noise)
-        terms = across / noise + (inner / total).sum(1) + log_det + d * math.log(2 * math.pi)
-        out[:, k] = float(mixture.weights[k].log()) - 0.5 * terms
+    """``log w_k + log N(x; m_k, F_k F_k^T + noise_k I)``, (N, K), float64.
+
+    Distances to the means are taken in float64 from a centre amid them, projections in the precision of the images: two
+    matrix products for all components.
+    """
+    (N, d), (K, _, r) = X.shape, mixture.factors.shape
+    along = mixture.factors.square().sum(1, dtype=torch.float64)  # (K, r)
+    basis = mixture.factors / along.clamp_min(1e-30).sqrt().to(X.dtype)[:, None]
+    centre = mixture.means.mean(0)
+    means = mixture.means - centre
+    offsets = torch.einsum("kd,kdr->kr", means, basis)
+    basis = basis.permute(1, 0, 2).reshape(d, K * r)
+    noise = mixture.noise.double()
+    total = along + noise[:, None]
+    constant = mixture.weights.double().log() - 0.5 * (
+        total.log().sum(1) + (d - r) * noise.log() + d * math.log(2 * math.pi)
+    )
+    lengths = means.double().square().sum(1)
+    out = torch.empty(N, K, dtype=torch.float64)
+    size = max(1, 2**23 // d)
+    for start in range(0, N, size):
+        apart = X[start : start + size] - centre
+        inner = ((apart @ basis).reshape(-1, K, r) - offsets).double().square()
+        far = apart.double()
+        squares = far.square().sum(1, keepdim=True) - far @ (2 * means.double().mT) + lengths
+        across = (squares - inner.sum(2)).clamp_min(0)
+        out[start : start + size] = constant - 0.5 * (across / noise + (inner / total).sum(2))
     return out

@@ -166,7 +166,8 @@ def identity(x: Tensor) -> Tensor:
 
 def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, tolerance: float) -> Frame:
     """The singular system of A T by the cheapest exact way: read off where ``A T T^T A^T`` is diagonal (masks, averages
-    of disjoint pixels), a decomposition of ``A T`` where that is small, else of ``A T T^T A^T``.
+    of disjoint pixels) or ``T^T A^T A T`` is under the Fourier transform of each channel (blurs), a decomposition of
+    ``A T`` where that is small, else of ``A T T^T A^T``.
 
     Args:
         operator: A.
@@ -203,6 +204,8 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
             return transposed(spread)
 
         return Frame(singular, lambda y: y[:, kept], lambda w: product(w)[:, kept] / singular, synthesise)
+    if k == operator.d and (stationary := _stationary(operator, product, transposed, tolerance)) is not None:
+        return stationary
     small = m * k * min(m, k) <= SVD_WORK and m * k <= SVD_ENTRIES
     if small:
         if m <= k:
@@ -225,8 +228,43 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
             S, lambda y: _without_unread(y, U) @ U, lambda w: product(w) @ (U / S), lambda c: transposed(c @ (U / S).mT)
         )
     raise InvdiffError(
-        f"operator gives {m} numbers and A Sigma A^T is not diagonal; exact posteriors are made for up to "
-        f"{COGRAM_SIDE} such numbers (any number where it is diagonal: masks, box averages, grey values). Use smaller images"
+        f"operator gives {m} numbers and A Sigma A^T has no structure; exact posteriors are made for up to "
+        f"{COGRAM_SIDE} such numbers (any for masks, box averages, grey values, and blurs of stationary priors); use "
+        f"smaller images"
+    )
+
+
+def _stationary(operator: FlatOperator, product: Map, transposed: Map, tolerance: float) -> Frame | None:
+    """The singular system of a B = A T whose ``B^T B`` is a convolution of each channel, else None.
+
+    Its eigenvectors are those of the Hartley transform ``H x = Re F x - Im F x``, which is real, orthonormal and its
+    own inverse; its eigenvalues are the Fourier transform of what becomes of one pixel.
+    """
+    shape, device = operator.image_shape, operator.device
+
+    def hartley(x: Tensor) -> Tensor:
+        spectrum = torch.fft.fft2(x.reshape(-1, *shape), norm="ortho")
+        return (spectrum.real - spectrum.imag).flatten(1)
+
+    pixel = torch.zeros(1, *shape, dtype=torch.float64, device=device)
+    pixel[..., 0, 0] = 1
+    generator = torch.Generator().manual_seed(1)
+    probe = torch.randn(1, operator.d, generator=generator, dtype=torch.float64).to(device)
+    response = transposed(product(torch.cat([pixel.flatten(1), probe])))
+    values = torch.fft.fft2(response[0].reshape(shape)).real.flatten()
+    largest = float(values.max())
+    if float((hartley(values * hartley(probe)) - response[1:]).abs().max()) > 1000 * operator.epsilon * largest:
+        return None
+    kept = (values > max(tolerance**2, 1e-14) * largest).nonzero()[:, 0]
+    singular = values[kept].sqrt()
+
+    def synthesise(c: Tensor) -> Tensor:
+        spread = c.new_zeros(len(c), operator.d)
+        spread[:, kept] = c
+        return hartley(spread)
+
+    return Frame(
+        singular, lambda y: hartley(transposed(y))[:, kept] / singular, lambda w: hartley(w)[:, kept], synthesise
     )
 
 
@@ -523,8 +561,8 @@ class MixturePosterior:
         """Logarithm of the posterior density, (B, C, H, W) -> (B,), float64.
 
         With ``sigma_y = 0`` it is the density on the images that reproduce the measurement, with respect to the volume
-        of that subspace, and minus infinity off it (beyond rounding of the precision of `x`). Mixtures with components of
-        no variance have none that could be compared.
+        of that subspace, and minus infinity off it (beyond rounding of the precision of `x`). Mixtures with components
+        of no variance have none that could be compared.
 
         Raises:
             InvdiffError: a prior with components of no variance.
