@@ -229,6 +229,16 @@ def test_single_precision_mixture_of_pictures_is_safe_at_the_extremes():
     assert torch.isfinite(backbone.predict(far, 0).x0).all() and torch.isfinite(backbone.predict(far, 999).x0).all()
 
 
+def test_backbones_made_in_inference_mode_have_gradients_outside():
+    with torch.inference_mode():
+        made = [*(gaussian(k) for k in GAUSSIANS), *(mixture(k) for k in MIXTURES)]
+        made += [backbone.double() for backbone in made]
+    for backbone in made:
+        x_t = normal(1, *SHAPE, seed=1).requires_grad_()
+        (gradient,) = torch.autograd.grad(backbone.predict(x_t, 500).x0.sum(), x_t)
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
 def test_one_component_is_a_gaussian():
     x_t = normal(3, *SHAPE, seed=13)
     factors, noise = normal(1, D, 3, seed=14), torch.tensor(0.2).double()

@@ -54,6 +54,7 @@ class AnalyticBackbone(Backbone):
         """The same backbone in float64."""
         return self._moved(torch.float64)
 
+    @torch.inference_mode(False)  # so that a backbone made inside inference mode still has gradients outside
     def _moved(self, where: torch.device | str | torch.dtype) -> Any:
         other = copy.copy(self)
         for name in self._parameters:
@@ -116,6 +117,7 @@ class GaussianBackbone(AnalyticBackbone):
     _values: Tensor
     _vectors: Tensor | None = None
 
+    @torch.inference_mode(False)
     def __init__(
         self, mean: Array, covariance: Array, schedule: NoiseSchedule | None = None, *, name: str = "gaussian"
     ) -> None:
@@ -143,6 +145,7 @@ class GaussianBackbone(AnalyticBackbone):
         self._values = values.to(device, precision).contiguous()
 
     @classmethod
+    @torch.inference_mode(False)
     def circulant(
         cls, mean: Array, spectrum: Array, schedule: NoiseSchedule | None = None, *, name: str = "gaussian"
     ) -> GaussianBackbone:

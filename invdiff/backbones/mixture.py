@@ -68,6 +68,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
     _offsets: Tensor | None = None  # (K, r), basis times (mean - centre)
     log_likelihoods: tuple[float, ...] = ()
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         weights: Array,
@@ -93,6 +94,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
             )
 
     @classmethod
+    @torch.inference_mode(False)
     def low_rank(
         cls,
         weights: Array,
