@@ -36,7 +36,7 @@ def fit_mixture(
     for name, value, least in (("components", components, 1), ("rank", rank, 0), ("iterations", iterations, 1)):
         if isinstance(value, bool) or int(value) != value or value < least:
             raise InvdiffError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    X = images.detach().flatten(1)
+    X = images.detach().cpu().flatten(1)
     X = X if X.dtype == torch.float64 else X.float()
     N, d = X.shape
     if components > N:
