@@ -117,8 +117,8 @@ def load_diffusers(
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """The betas of a diffusers scheduler's configuration, in float64.
 
-    ``rescale_betas_zero_snr`` is followed as diffusers' DDPM scheduler does (Lin et al., 2024, algorithm 1), with 2^-24
-    for the last level so that every level can be divided by.
+    ``rescale_betas_zero_snr`` is followed as diffusers' DDPM scheduler does (Lin et al., 2024, algorithm 1), with at most
+    2^-24 instead of 0 for the last level, and less than the one before it, so that every level can be divided by.
 
     Raises:
         InvdiffError: a scheduler that is not variance-preserving, or a name of betas that isn't known; named.
@@ -155,7 +155,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 def _without_signal_at_the_end(schedule: NoiseSchedule) -> NoiseSchedule:
     roots = schedule.alpha_bar[: schedule.T].sqrt()
     levels = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
-    levels[-1] = 2.0**-24
+    levels[-1] = min(2.0**-24, float(levels[-2]) / 2)
     return NoiseSchedule.from_betas(1 - levels / torch.cat([torch.ones(1, dtype=levels.dtype), levels[:-1]]))
 
 
