@@ -51,7 +51,7 @@ class NoiseSource:
         number, within = divmod(step, self._per_block)
         if self._per_block == 1:
             return self._block(number, role)[:, 0]
-        if self._blocks.get(role, (-1, None))[0] != number:
+        if role not in self._blocks or self._blocks[role][0] != number:
             self._blocks[role] = (number, self._block(number, role))
         return self._blocks[role][1][:, within]
 

@@ -100,12 +100,12 @@ def build_problem(
     read = None
     if operator.kind == "mask":
         _check_mask(operator)
-        read = operator(torch.ones(1, *shape, device=values.device)) > 0
+        read = operator(torch.ones(*_stack(operator, shape), device=values.device)) > 0
         values = torch.where(read | torch.isfinite(values), values, 0.0)  # NaN where nothing is read is no harm
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise InvdiffError(f"y holds {bad} values that are NaN or infinite; only finite measurements are accepted")
-    offset = operator(torch.full((1, *shape), unit.offset, device=values.device, dtype=torch.float64))
+    offset = operator(torch.full(_stack(operator, shape), unit.offset, device=values.device, dtype=torch.float64))
     given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
     model = given if read is None else torch.where(read, given, 0.0)
     _check_range(model, values, unit, sigma_y, operator, shape)
@@ -179,9 +179,14 @@ def _sigma(sigma_y: float, unit: Affine) -> float:
     return value
 
 
+def _stack(operator: LinearOperator, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the smallest stack of images that the operator takes."""
+    return (operator.batch_size or 1, *image_shape)
+
+
 def _check_mask(operator: LinearOperator) -> None:
-    known = operator.known_fraction  # type: ignore[attr-defined]
-    lowest, highest = float(np.min(np.asarray(known))), float(np.max(np.asarray(known)))
+    known = operator.mask.flatten(1).float().mean(1)  # type: ignore[attr-defined]
+    lowest, highest = float(known.min()), float(known.max())
     if lowest == 0:
         warnings.warn(
             "the mask is empty: nothing is known, so the restoration is a draw from the prior. 1 (white) marks known pixels; "
@@ -199,7 +204,7 @@ def _check_range(
     """A measurement that averages pixels cannot leave their range by much."""
     if operator.kind not in _AVERAGING:
         return
-    gain = float(operator(torch.ones(1, *shape, device=model.device)).abs().max())
+    gain = float(operator(torch.ones(*_stack(operator, shape), device=model.device)).abs().max())
     if gain > 1.01 or float(model.abs().max()) <= 1.5 + 8 * unit.scale * sigma_y:
         return
     low, high = unit.invert(-1.0), unit.invert(1.0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,7 +158,7 @@ def solve(
             "backbone": model.name,
             "precision": getattr(model, "precision", str(model.dtype).removeprefix("torch.")),
             "device": str(model.device),
-            "seed": seed if isinstance(seed, int) else list(seed),
+            "seed": keys[0][0] if len({s for s, _ in keys}) == 1 else [s for s, _ in keys[::n_samples]],
             "n_samples": n_samples,
         },
         y=in_range(problem.pinv_y, shown),
@@ -274,14 +275,10 @@ def _warn_noise(sampler: Sampler, problem: Problem) -> None:
 
 def _keys(seed: int | Sequence[int], images: int, n_samples: int) -> list[tuple[int, int]]:
     """(seed, sample number) of every restoration."""
-    seeds = [seed] * images if isinstance(seed, int) else list(seed)
-    if len(seeds) != images or not all(isinstance(s, int) and not isinstance(s, bool) for s in map(_int, seeds)):
+    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray | Tensor | range) else [seed] * images
+    if len(seeds) != images or any(isinstance(s, bool | str) or not hasattr(s, "__index__") for s in seeds):
         raise InvdiffError(f"seed must be a whole number, or one per image ({images}); got {seed!r}")
-    return [(_int(s), j) for s in seeds for j in range(n_samples)]
-
-
-def _int(value: Any) -> Any:
-    return int(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
+    return [(int(s), j) for s in seeds for j in range(n_samples)]
 
 
 def _count(name: str, value: int) -> int:

@@ -145,7 +145,8 @@ class NoiseSchedule:
             n: how many, 1..T. It need not divide T.
             spacing: ``"respaced"`` (guided-diffusion: first and last time kept, evenly between), ``"leading"``
                 (DDIM: 0, k, 2k, ... with k = T / n), ``"trailing"`` (the last time kept, then down in steps of T / n),
-                ``"quad"`` (DiffPIR: denser towards the clean end), ``"uniform"`` (DiffPIR: down from the last time
+                ``"quad"`` (DiffPIR: denser towards the clean end, where beyond n = T / 2 whole numbers
+                coincide and fewer are kept), ``"uniform"`` (DiffPIR: down from the last time
                 in steps of T // n, and 0).
 
         Raises:

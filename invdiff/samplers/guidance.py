@@ -69,6 +69,10 @@ def as_guidance(terms: Any) -> list[Guidance]:
         return []
     if isinstance(terms, Guidance) or callable(terms):
         terms = [terms]
+    if not isinstance(terms, Sequence) or isinstance(terms, str):
+        raise InvdiffError(f"guidance takes losses, pairs (loss, weight) or Guidance objects, got {terms!r}")
+    if len(terms) == 2 and callable(terms[0]) and isinstance(terms[1], int | float):
+        terms = [terms]
     out = []
     for term in terms:
         if isinstance(term, Guidance):

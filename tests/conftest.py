@@ -1,0 +1,65 @@
+"""What several test files share: small priors, one of every operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import invdiff as iv
+
+SHAPE = (3, 16, 16)
+
+
+def gaussian_backbone(
+    shape: tuple[int, ...] = SHAPE, correlation: float = 0.9, std: float = 0.3
+) -> iv.GaussianBackbone:
+    """A prior of smooth pictures: circulant covariance falling off with the distance."""
+    _, height, width = shape
+    dy = torch.minimum(torch.arange(height), height - torch.arange(height))
+    dx = torch.minimum(torch.arange(width), width - torch.arange(width))
+    kernel = std**2 * correlation ** (dy[:, None] ** 2 + dx[None] ** 2).double().sqrt()
+    spectrum = torch.fft.fft2(kernel).real.clamp(min=1e-4)
+    return iv.GaussianBackbone.circulant(torch.zeros(shape), spectrum.float())
+
+
+@pytest.fixture(scope="session")
+def gaussian() -> iv.GaussianBackbone:
+    return gaussian_backbone()
+
+
+@pytest.fixture(scope="session")
+def clean(gaussian: iv.GaussianBackbone) -> torch.Tensor:
+    """Four draws from the prior, model range."""
+    return gaussian.prior_sample(4, seed=1).float()
+
+
+def operators(batch: int) -> dict[str, iv.LinearOperator]:
+    """One of every kind, for images of `SHAPE`."""
+    masks = torch.stack([iv.make_mask("random_pixels", 16, seed=i) for i in range(batch)])[:, None]
+    return {
+        "mask": iv.Mask(iv.make_mask("box", 16)),
+        "masks": iv.Mask(masks),
+        "colorization": iv.Colorization(),
+        "nearest": iv.SuperResolution(4, "nearest"),
+        "box": iv.SuperResolution(4, "box"),
+        "bicubic": iv.SuperResolution(2, "bicubic"),
+        "blur": iv.Blur(iv.gaussian_kernel(5, 1.0)),
+        "walsh-hadamard": iv.WalshHadamard(0.5),
+        "fourier": iv.Fourier(iv.fourier_mask((16, 16), acceleration=2)),
+        "function": iv.FunctionOperator(lambda x: x[..., ::2] + 0.5 * x[..., 1::2]),
+        "composition": iv.SuperResolution(2, "box") @ iv.Blur(iv.uniform_kernel(3)),
+        "stack": iv.Stack([iv.Colorization(), iv.Mask(iv.make_mask("half", 16))]),
+    }
+
+
+FEW_STEPS = {
+    "repaint": {"steps": 12, "jump_length": 3, "jump_n_sample": 2},
+    "replacement": {"steps": 12},
+    "ddnm": {"steps": 12},
+    "ddnm+": {"steps": 12},
+    "ddrm": {"steps": 12},
+    "diffpir": {"steps": 12},
+    "pigdm": {"steps": 12},
+    "mcg": {"steps": 12},
+    "dps": {"steps": 12},
+}
