@@ -103,8 +103,8 @@ class GroupRecord:
 
 _CELLS = """CREATE TABLE IF NOT EXISTS cells (
     cell TEXT PRIMARY KEY, task TEXT, operator TEXT, sigma_y REAL, sampler TEXT, settings TEXT, image TEXT,
-    seed INTEGER, status TEXT, error TEXT, nfe INTEGER, vjps INTEGER, forward_equivalents REAL, seconds REAL, peak_memory REAL,
-    metrics TEXT, file TEXT)"""
+    seed INTEGER, status TEXT, error TEXT, nfe INTEGER, vjps INTEGER, forward_equivalents REAL, seconds REAL,
+    peak_memory REAL, metrics TEXT, file TEXT)"""
 _GROUPS = """CREATE TABLE IF NOT EXISTS groups (
     task TEXT, sampler TEXT, image TEXT, metric TEXT, value REAL, reason TEXT,
     PRIMARY KEY (task, sampler, image, metric))"""
