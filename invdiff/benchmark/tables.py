@@ -1,0 +1,569 @@
+"""A run, summed up: one table per task, what its numbers allow to say, and the same as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from invdiff.benchmark import statistics
+from invdiff.benchmark.statistics import Interval, Ranking, average_over_seeds, bootstrap_interval
+from invdiff.benchmark.store import GroupRecord, Record, Run
+from invdiff.metrics import METRICS, Metric
+
+COSTS = ("nfe", "vjps", "forward_equivalents", "seconds", "peak_memory")
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "none": ""}
+NOT_AVAILABLE = "not available"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table.
+
+    Attributes:
+        value: mean over images with its interval; None where there is no number.
+        best: significantly better than every other sampler.
+        reason: why there is no number.
+    """
+
+    value: Interval | None
+    best: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sampler's line: `entries` by name of metric or cost; of `cells` restorations `failed` did not come out."""
+
+    sampler: str
+    entries: dict[str, Entry]
+    images: int
+    cells: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from a paper, and our mean where a sampler has the method's name. Never compared by a test, never in one
+    column: weights, images, masks and the version of the metric differ."""
+
+    setting: str
+    method: str
+    metric: Metric
+    value: float
+    ours: Interval | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of a task. `metrics` and `costs` are its columns."""
+
+    task: str
+    operator: str
+    sigma_y: float
+    metrics: tuple[Metric, ...]
+    costs: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+    published: tuple[Published, ...] = ()
+
+    def row(self, sampler: str) -> Row:
+        """The line of a sampler."""
+        return next(r for r in self.rows if r.sampler == sampler)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A sampler in the plane of cost and quality."""
+
+    sampler: str
+    cost: float
+    quality: Interval
+
+
+class Summary:
+    """Everything that a report says about a run, computed once.
+
+    Args:
+        run: an opened run.
+        resamples: of the bootstrap.
+    """
+
+    def __init__(self, run: Run, resamples: int = statistics.RESAMPLES) -> None:
+        self.run = run
+        self.resamples = resamples
+        self.info: dict[str, Any] = run.info
+        self.records: list[Record] = run.records()
+        self.groups: list[GroupRecord] = run.groups()
+        self.unavailable: dict[str, str] = run.unavailable
+        self.tasks = _unique(r.task for r in self.records)
+        self.samplers = _unique(r.sampler for r in self.records)
+        self.images = _unique(r.image for r in self.records)
+        self.seeds = sorted({r.seed for r in self.records})
+        self.failed = [r for r in self.records if not r.ok]
+        self._scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+
+    # ---- numbers ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the run, in the suite's order; those that could not be had included."""
+        wanted = list(self.run.suite.metrics)
+        seen = _unique(
+            [*(m for r in self.records for m in r.metrics), *(g.metric for g in self.groups), *self.unavailable]
+        )
+        names = [n for n in _unique([*wanted, *seen]) if n not in COSTS]
+        return tuple(metric_of(n) for n in names)
+
+    @cached_property
+    def costs(self) -> tuple[Metric, ...]:
+        """The costs that are known for at least one cell."""
+        return tuple(metric_of(c) for c in COSTS if any(getattr(r, c) is not None for r in self.records))
+
+    @cached_property
+    def quality_metrics(self) -> tuple[Metric, ...]:
+        """Metrics with a direction and a number per image, best suited to lead the report first in the suite's order."""
+        return tuple(
+            m
+            for m in self.metrics
+            if m.direction != "none" and any(any(self.scores(t, m.name).values()) for t in self.tasks)
+        )
+
+    @property
+    def leading_metric(self) -> Metric | None:
+        """The metric that sentences, ranks and worst cases use: the first one that says how near the truth is."""
+        of_truth = [m for m in self.quality_metrics if m.needs == "truth"]
+        return next(iter([*of_truth, *self.quality_metrics]), None)
+
+    def scores(self, task: str, metric: str) -> dict[str, dict[str, float]]:
+        """sampler -> image -> value, seeds averaged, for the samplers that ran on the task."""
+        key = (task, metric)
+        if key not in self._scores:
+            cells = [r for r in self.records if r.task == task]
+            found = {}
+            for sampler in [s for s in self.samplers if any(r.sampler == s for r in cells)]:
+                mine = [r for r in cells if r.sampler == sampler and r.ok]
+                pairs = [(r.image, getattr(r, metric) if metric in COSTS else r.metrics.get(metric)) for r in mine]
+                pairs += [(g.image, g.value) for g in self._grouped(task, sampler, metric) if g.image]
+                found[sampler] = average_over_seeds(pairs)
+            self._scores[key] = found
+        return self._scores[key]
+
+    def _grouped(self, task: str, sampler: str, metric: str) -> list[GroupRecord]:
+        return [g for g in self.groups if (g.task, g.sampler, g.metric) == (task, sampler, metric)]
+
+    # ---- tables -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """One table per task."""
+        return tuple(self._table(task) for task in self.tasks)
+
+    def table(self, task: str) -> Table:
+        """The table of a task."""
+        return next(t for t in self.tables if t.task == task)
+
+    def _table(self, task: str) -> Table:
+        cells = [r for r in self.records if r.task == task]
+        best = {
+            m.name: statistics.significantly_best(self.scores(task, m.name), m.direction)
+            for m in self.metrics
+            if m.direction != "none"
+        }
+        rows = []
+        for sampler in self.scores(task, "nfe"):
+            mine = [r for r in cells if r.sampler == sampler]
+            entries = {m.name: self._entry(task, sampler, m.name, best.get(m.name, frozenset())) for m in self.metrics}
+            for cost in self.costs:
+                values = self.scores(task, cost.name)[sampler]
+                mean = math.fsum(values.values()) / len(values) if values else math.nan
+                entries[cost.name] = (
+                    Entry(Interval(mean, math.nan, math.nan, len(values), "none"))
+                    if values
+                    else Entry(None, reason="not recorded")
+                )
+            done = {r.image for r in mine if r.ok}
+            rows.append(Row(sampler, entries, len(done), len(mine), sum(not r.ok for r in mine)))
+        return Table(
+            task,
+            next(iter(_unique(r.operator for r in cells)), ""),
+            cells[0].sigma_y,
+            self.metrics,
+            self.costs,
+            tuple(rows),
+            tuple(self._published(task, rows)),
+        )
+
+    def _published(self, task: str, rows: Sequence[Row]) -> list[Published]:
+        published, found = self.run.suite.published, []
+        for line in published.rows if published else ():
+            if task in line.values:
+                mine = [
+                    r.entries[line.metric].value
+                    for r in rows
+                    if _same_name(r.sampler, line.method) and line.metric in r.entries
+                ]
+                metric = metric_of(line.metric)
+                found.append(Published(line.setting, line.method, metric, line.values[task], mine[0] if mine else None))
+        return found
+
+    def _entry(self, task: str, sampler: str, metric: str, best: frozenset[str]) -> Entry:
+        values = self.scores(task, metric)[sampler]
+        if values:
+            interval = bootstrap_interval(list(values.values()), resamples=self.resamples)
+            return Entry(interval, sampler in best)
+        groups = self._grouped(task, sampler, metric)
+        for g in groups:
+            if g.value is not None:
+                return Entry(Interval(g.value, math.nan, math.nan, self._images_done(task, sampler), "none"))
+        reason = next((g.reason for g in groups if g.reason), None) or self.unavailable.get(metric)
+        if not reason:
+            reason = "no restoration came out" if not self._images_done(task, sampler) else "not computed in this run"
+        return Entry(None, reason=reason)
+
+    def _images_done(self, task: str, sampler: str) -> int:
+        return len({r.image for r in self.records if r.ok and r.task == task and r.sampler == sampler})
+
+    # ---- cost and quality ---------------------------------------------------------------------------------------
+
+    def points(self, task: str, metric: str, cost: str) -> list[Point]:
+        """Samplers of a task by mean cost and mean quality; those that lack one are left out."""
+        found = []
+        for row in self.table(task).rows:
+            quality, price = row.entries[metric].value, row.entries.get(cost, Entry(None)).value
+            if quality is not None and price is not None and math.isfinite(quality.mean) and math.isfinite(price.mean):
+                found.append(Point(row.sampler, price.mean, quality))
+        return found
+
+    # ---- ranks --------------------------------------------------------------------------------------------------
+
+    def ranking(self, metric: Metric) -> Ranking | None:
+        """Average ranks over all tasks with Nemenyi's critical difference, for the samplers that ran on every task.
+
+        An image is one block, however many tasks it was used in: its ranks are averaged over the tasks and ranked again.
+        None where fewer than two samplers or no image are common to all.
+        """
+        per_task = [self.scores(task, metric.name) for task in self.tasks]
+        names = [s for s in self.samplers if all(scores.get(s) for scores in per_task)]
+        blocks: dict[str, list[dict[str, float]]] = {}
+        for scores in per_task:
+            for image in self.images:
+                row = statistics.ranking(
+                    {n: {image: scores[n][image]} for n in names if image in scores[n]}, metric.direction
+                )
+                if row is not None and len(row.ranks) == len(names):
+                    blocks.setdefault(image, []).append(row.ranks)
+        means = {n: {i: math.fsum(r[n] for r in rows) / len(rows) for i, rows in blocks.items()} for n in names}
+        return statistics.ranking(means, "lower") if blocks else None
+
+    # ---- words --------------------------------------------------------------------------------------------------
+
+    def headline(self) -> list[str]:
+        """What the run shows, in sentences, from its numbers only."""
+        said = [self._what_ran()]
+        leading = self.leading_metric
+        if leading is None:
+            return [
+                *said,
+                "No metric with a direction has a number, so nothing can be said about quality.",
+                *self._caveats(),
+            ]
+        clear: list[tuple[Table, list[Row]]] = []
+        unclear: list[tuple[Table, list[Row]]] = []
+        for table in self.tables:
+            marked = [r for r in table.rows if r.entries[leading.name].best]
+            (clear if marked else unclear).append((table, marked))
+        if clear:
+            names = [
+                f"{_and([r.sampler for r in rows])} on {t.task} ({with_interval(rows[0].entries[leading.name], leading)})"
+                for t, rows in clear
+            ]
+            said.append(f"Significantly better than every other sampler in {leading.label}: {'; '.join(names)}.")
+        for table, _ in unclear:
+            said.append(self._undecided(table, leading))
+        if len(self.samplers) > 1:
+            said.extend(self._other_metrics(leading))
+        return [*said, *self._caveats()]
+
+    def _what_ran(self) -> str:
+        seeds = f", {_count(len(self.seeds), 'seed')} each" if len(self.seeds) > 1 else ""
+        done = len(self.records) - len(self.failed)
+        text = (
+            f"{_count(len(self.samplers), 'sampler')} on {_count(len(self.tasks), 'task')} and "
+            f"{_count(len(self.images), 'image')}{seeds}: {_count(done, 'restoration')}"
+        )
+        return text + (f", and {_count(len(self.failed), 'cell')} that failed." if self.failed else ", none failed.")
+
+    def _undecided(self, table: Table, metric: Metric) -> str:
+        rows = [r for r in table.rows if r.entries[metric.name].value is not None]
+        if len(rows) == 0:
+            return f"On {table.task}, {metric.label} has no number."
+        if len(rows) == 1:
+            return f"On {table.task} only {rows[0].sampler} has a result, so there is nothing to compare."
+        lead = max(rows, key=lambda r: _better(r.entries[metric.name], metric))
+        text = (
+            f"On {table.task} no sampler is significantly best in {metric.label}; the best mean is {lead.sampler}'s, "
+            f"{with_interval(lead.entries[metric.name], metric)}"
+        )
+        why = statistics.too_few(lead.images, len(rows) - 1)
+        needed = statistics.images_needed(len(rows) - 1)
+        return text + (
+            f" (with {_count(lead.images, 'image')} none could be: at least {needed} are needed)." if why else "."
+        )
+
+    def _other_metrics(self, leading: Metric) -> list[str]:
+        """Where another metric marks another sampler than the leading one does."""
+        said = []
+        for metric in self.quality_metrics:
+            if metric.name == leading.name or metric.needs not in ("truth", "set"):
+                continue
+            others = []
+            for table in self.tables:
+                marked = [r.sampler for r in table.rows if r.entries[metric.name].best]
+                if marked and marked != [r.sampler for r in table.rows if r.entries[leading.name].best]:
+                    others.append(f"{_and(marked)} on {table.task}")
+            if others:
+                said.append(f"{metric.label} says otherwise: significantly best is {'; '.join(others)}.")
+        return said
+
+    def _caveats(self) -> list[str]:
+        said = []
+        if self.info.get("images_from_prior"):
+            said.append(
+                "The true images were drawn from the backbone's own prior, so that the prior is exactly right; on "
+                "photographs every sampler is likely to do worse."
+            )
+        if 1 < len(self.images) < 10:
+            said.append(f"With {len(self.images)} images the intervals are narrower than they should be.")
+        return said
+
+
+def pareto_front(points: Sequence[Point], metric: Metric) -> list[Point]:
+    """The points that no other one beats in both mean cost and mean quality, cheapest first."""
+    front: list[Point] = []
+    for p in sorted(points, key=lambda p: (p.cost, -goodness_of(p.quality.mean, metric))):
+        if not front or goodness_of(p.quality.mean, metric) > goodness_of(front[-1].quality.mean, metric):
+            front.append(p)
+    return front
+
+
+# ---- numbers as text --------------------------------------------------------------------------------------------
+
+
+def number(value: float, metric: Metric) -> str:
+    """A value with the metric's decimals; small ones that these would show as zero in scientific notation."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "-∞"}.get(value, NOT_AVAILABLE)
+    text = f"{value:.{metric.decimals}f}"
+    return f"{value:.1e}" if value != 0 and float(text) == 0 else text
+
+
+def bounds(value: Interval, metric: Metric) -> str:
+    """``low to high`` of the interval, or an empty string."""
+    return f"{number(value.low, metric)} to {number(value.high, metric)}" if math.isfinite(value.low) else ""
+
+
+def with_interval(entry: Entry, metric: Metric) -> str:
+    """``24.10 dB [23.01 to 25.20]``."""
+    if entry.value is None:
+        return NOT_AVAILABLE
+    unit = f" {metric.unit}" if metric.unit and not metric.unit.startswith("of ") else ""
+    limits = bounds(entry.value, metric)
+    return f"{number(entry.value.mean, metric)}{unit}" + (f" [{limits}]" if limits else "")
+
+
+def heading(metric: Metric) -> str:
+    """Label, direction and unit, such as ``PSNR ↑ (dB)``."""
+    arrow = ARROWS.get(metric.direction, "")
+    return " ".join(p for p in (metric.label, arrow, f"({metric.unit})" if metric.unit else "") if p)
+
+
+# ---- CSV --------------------------------------------------------------------------------------------------------
+
+
+def cells_csv(summary: Summary) -> str:
+    """Every cell of the run, one line each; metrics are columns, settings JSON."""
+    names = _unique(m for r in summary.records for m in r.metrics)
+    plain = ["cell", "task", "operator", "sigma_y", "sampler", "image", "seed", "status", "error", *COSTS]
+    lines: list[list[Any]] = [[*plain, *names, "file", "settings"]]
+    for r in summary.records:
+        values = [*(getattr(r, c) for c in plain), *(r.metrics.get(m) for m in names)]
+        lines.append([*values, r.file, json.dumps(r.settings, sort_keys=True)])
+    return _csv(lines)
+
+
+def summary_csv(summary: Summary) -> str:
+    """The tables, one line per task, sampler and metric."""
+    lines: list[list[Any]] = [
+        [
+            "task",
+            "sampler",
+            "metric",
+            "unit",
+            "direction",
+            "mean",
+            "low",
+            "high",
+            "images",
+            "significantly_best",
+            "reason",
+        ]
+    ]
+    for table in summary.tables:
+        for row in table.rows:
+            for m in (*table.metrics, *table.costs):
+                e = row.entries[m.name]
+                v = e.value
+                numbers = [None] * 4 if v is None else [v.mean, *(_or_none(x) for x in (v.low, v.high)), v.n]
+                lines.append([table.task, row.sampler, m.name, m.unit, m.direction, *numbers, int(e.best), e.reason])
+    return _csv(lines)
+
+
+def _csv(lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+# ---- Markdown and LaTeX -----------------------------------------------------------------------------------------
+
+
+def markdown(summary: Summary, title: str) -> str:
+    """The report's words and tables."""
+    said = [f"# {title}", "", *(f"- {line}" for line in summary.headline()), ""]
+    for table in summary.tables:
+        said += [f"## {table.task}", "", f"`{table.operator}`, noise {table.sigma_y:g}", ""]
+        columns = (*table.metrics, *table.costs)
+        said.append("| sampler | " + " | ".join(heading(m) for m in columns) + " | images | failed |")
+        said.append("|---" * (len(columns) + 3) + "|")
+        for row in table.rows:
+            cells = [_marked(row.entries[m.name], m, "**{}**".format) for m in columns]
+            said.append(f"| {_md(row.sampler)} | {' | '.join(cells)} | {row.images} | {row.failed} |")
+        said += ["", *(f"{m}: {NOT_AVAILABLE}. {reason}" for m, reason in reasons(table).items())]
+        if table.published and summary.run.suite.published is not None:
+            said += ["", f"Published: {summary.run.suite.published.source}. {summary.run.suite.published.note}", ""]
+            said += ["| setting | method | metric | published | ours |", "|---|---|---|---|---|"]
+            for p in table.published:
+                ours = "" if p.ours is None else number(p.ours.mean, p.metric)
+                said.append(f"| {_md(p.setting)} | {_md(p.method)} | {heading(p.metric)} | {p.value:g} | {ours} |")
+        said.append("")
+    said += [
+        "Mean over images and 95 % bootstrap interval. Bold: significantly better than every other sampler "
+        "(paired Wilcoxon signed-rank tests, Holm correction, 5 %). Costs are not tested.",
+        "",
+    ]
+    return "\n".join(said)
+
+
+def latex(summary: Summary) -> str:
+    r"""The tables in LaTeX, for ``\usepackage{booktabs}``."""
+    said = ["% \\usepackage{booktabs}", ""]
+    for table in summary.tables:
+        columns = (*table.metrics, *table.costs)
+        arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→1": r"$\to 1$"}
+        heads = []
+        for m in columns:
+            arrow = arrows.get(ARROWS.get(m.direction, ""), "")
+            heads.append(" ".join(p for p in (tex(m.label), arrow, f"({tex(m.unit)})" if m.unit else "") if p))
+        said += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{tex(table.task)}: mean over images with 95\,\% bootstrap intervals. Bold: significantly better than "
+            r"every other sampler (paired Wilcoxon signed-rank tests, Holm correction, 5\,\%).}",
+            rf"\label{{tab:{tex_label(table.task)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            r"\toprule",
+            "sampler & " + " & ".join(heads) + r" \\",
+            r"\midrule",
+        ]
+        for row in table.rows:
+            cells = []
+            for m in columns:
+                e = row.entries[m.name]
+                limits = "" if e.value is None else bounds(e.value, m).replace(" to ", ", ")
+                mean = "--" if e.value is None else tex(number(e.value.mean, m))
+                mean = rf"\textbf{{{mean}}}" if e.best else mean
+                cells.append(mean + (rf" {{\scriptsize [{limits}]}}" if limits else ""))
+            said.append(f"{tex(row.sampler)} & " + " & ".join(cells) + r" \\")
+        said += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(said)
+
+
+def reasons(table: Table) -> dict[str, str]:
+    """Label of a metric -> why it is missing in some line of the table."""
+    found: dict[str, str] = {}
+    for m in table.metrics:
+        for row in table.rows:
+            if row.entries[m.name].value is None:
+                found.setdefault(m.label, row.entries[m.name].reason)
+    return found
+
+
+def tex(text: str) -> str:
+    """`text` with LaTeX's special characters escaped."""
+    special = {c: "\\" + c for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "∞": r"$\infty$",
+        "Π": r"$\Pi$",
+        "σ": r"$\sigma$",
+    }
+    return "".join(special.get(c, c) for c in text)
+
+
+def tex_label(task: str) -> str:
+    """`task` as a LaTeX label."""
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in task).strip("-").lower()
+
+
+def _marked(entry: Entry, metric: Metric, bold: Callable[[str], str]) -> str:
+    if entry.value is None:
+        return NOT_AVAILABLE
+    mean, limits = number(entry.value.mean, metric), bounds(entry.value, metric)
+    return (bold(mean) if entry.best else mean) + (f" [{limits}]" if limits else "")
+
+
+def _md(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# ---- the rest ---------------------------------------------------------------------------------------------------
+
+
+def _same_name(a: str, b: str) -> bool:
+    return a.casefold() == b.casefold()
+
+
+def metric_of(name: str) -> Metric:
+    """The metric called `name`; one that isn't registered (any more) has no direction."""
+    return METRICS.get(name) or Metric(name, name, "none", "", "truth", "not registered here")
+
+
+def goodness_of(value: float, metric: Metric) -> float:
+    """`value` turned so that higher is better."""
+    return statistics.goodness({"": value}, metric.direction)[""]
+
+
+def _better(entry: Entry, metric: Metric) -> float:
+    return -math.inf if entry.value is None else goodness_of(entry.value.mean, metric)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
