@@ -331,23 +331,18 @@ def finish(run: Run) -> None:
     reasons = {m.name: m.reason() for m in metrics}
     groups: list[GroupRecord] = []
     if metrics:
-        truths = read_truths(run, names)
         cells: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for record in run.records():
-            if record.ok and record.file:
+            if record.ok:
                 cells[record.task, record.sampler].append(record)
         for (task, sampler), records in cells.items():
-            restored = torch.stack([from_pil(picture(run, record.file)) for record in records if record.file])
-            rows: dict[str, list[int]] = defaultdict(list)
-            for i, record in enumerate(records):
-                rows[record.image].append(i)
+            restored = [from_pil(picture(run, str(record.file))) for record in records]
             for metric in metrics:
-                if metric.needs == "set":
-                    value, reason = _group(metric, reasons[metric.name], restored, truths)
-                    groups.append(GroupRecord(task, sampler, "", metric.name, value, reason))
-                    continue
-                for image, own in rows.items():
-                    value, reason = _group(metric, reasons[metric.name], restored[own], truths[names.index(image)])
+                chosen = [""] if metric.needs == "set" else list(dict.fromkeys(record.image for record in records))
+                for image in chosen:
+                    own = [x for x, record in zip(restored, records, strict=True) if image in ("", record.image)]
+                    true = _truth(run, names if image == "" else [image])
+                    value, reason = _group(metric, reasons[metric.name], own, true)
                     groups.append(GroupRecord(task, sampler, image, metric.name, value, reason))
     run.write_groups(groups)
     run.write([], {g.metric: g.reason for g in groups if g.reason})
@@ -355,11 +350,21 @@ def finish(run: Run) -> None:
     run.write_info({**info, "finished": _now()})
 
 
-def _group(metric: Metric, reason: str | None, x: Tensor, truth: Tensor) -> tuple[float | None, str | None]:
+def _truth(run: Run, names: Sequence[str]) -> list[Tensor]:
+    return [from_pil(picture(run, truth_file(name))) for name in names]
+
+
+def _group(
+    metric: Metric, reason: str | None, restored: list[Tensor], truths: list[Tensor]
+) -> tuple[float | None, str | None]:
+    """The metric of several restorations, or why it isn't to be had."""
+    if reason is None and len({x.shape for x in (*restored, *truths)}) > 1:
+        reason = "needs pictures of one size"
     if reason is None:
         assert metric.function is not None
+        truth = truths[0] if metric.needs == "samples" else torch.stack(truths)
         try:
-            return float(metric.function(x, truth)), None
+            return float(metric.function(torch.stack(restored), truth)), None
         except (Unavailable, ValueError, RuntimeError) as error:
             reason = str(error)
     return None, reason
