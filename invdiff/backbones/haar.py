@@ -157,7 +157,7 @@ class Description:
 
     def write(self, folder: str | Path) -> None:
         """Write ``invdiff.json``, whole or not at all."""
-        _replace_text(Path(folder) / DESCRIPTION, json.dumps(asdict(self), indent=2) + "\n")
+        replace_file(Path(folder) / DESCRIPTION, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
 
 # ---- the network ------------------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ class HaarUNet(nn.Module):
         state = {k: v.detach().cpu().to(PRECISIONS[precision]).contiguous() for k, v in self.unet.state_dict().items()}
         content = save(state, metadata={"format": "pt"})
         description = replace(self.description, sha256=hashlib.sha256(content).hexdigest())
-        _replace_bytes(folder / WEIGHTS, content)
-        _replace_text(folder / CONFIG, self.unet.to_json_string())  # type: ignore[operator]
+        replace_file(folder / WEIGHTS, content)
+        replace_file(folder / CONFIG, self.unet.to_json_string().encode())  # type: ignore[operator]
         description.write(folder)
         return description
 
@@ -326,11 +326,8 @@ def check_sha256(path: Path, content: bytes, expected: str) -> None:
         )
 
 
-def _replace_bytes(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name, then renamed."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
-
-
-def _replace_text(path: Path, content: str) -> None:
-    _replace_bytes(path, content.encode("utf-8"))
