@@ -1,61 +1,14 @@
-"""The `invdiff` command."""
+"""`invdiff solve`, `sample`, `mask` and `demo`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-# Nothing of the library is imported here: `invdiff --help` need not wait for torch.
-
-app = typer.Typer(
-    help="Inverse problems with a pretrained diffusion model: restore damaged images, compare the methods.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-lists = typer.Typer(help="What there is: samplers, operators, backbones, masks, metrics, suites.", no_args_is_help=True)
-app.add_typer(lists, name="list")
-console = Console()
-errors = Console(stderr=True)
-
-
-def main() -> None:
-    """Entry point: errors of the library become one message and exit status 2."""
-    import warnings
-
-    def show(message: Warning | str, *_: Any) -> None:
-        errors.print(f"[yellow]note:[/] {message}", highlight=False)
-
-    try:
-        with warnings.catch_warnings():
-            if "invdiff" in sys.argv[0]:
-                warnings.showwarning = show  # type: ignore[assignment]
-                warnings.filterwarnings("ignore", category=FutureWarning)
-                warnings.filterwarnings("ignore", category=DeprecationWarning)
-            app(standalone_mode=True)
-    except KeyboardInterrupt:
-        errors.print("interrupted; no half-written file is left", style="yellow")
-        sys.exit(130)
-    except ValueError as error:
-        from invdiff.errors import InvdiffError
-
-        if not isinstance(error, InvdiffError):
-            raise
-        errors.print(f"[red]error:[/] {error}", highlight=False)
-        sys.exit(2)
-
-
-def stop(message: str) -> NoReturn:
-    from invdiff.errors import InvdiffError
-
-    raise InvdiffError(message)
-
+from invdiff.cli.terminal import app, console, errors, stop
 
 # ---- solve ------------------------------------------------------------------------------------------------------
 
@@ -315,88 +268,3 @@ def demo_command(
         last = row.task
     console.print(table)
     console.print(f"figure: {output}", highlight=False)
-
-
-# ---- lists ------------------------------------------------------------------------------------------------------
-
-
-@lists.command("samplers")
-def list_samplers() -> None:
-    """Every sampler: its options with their defaults, what it handles, network calls per image."""
-    import dataclasses
-
-    from invdiff.backbones.schedule import NoiseSchedule
-    from invdiff.samplers import sampler_class, sampler_names
-    from invdiff.samplers.presets import PRESETS
-
-    schedule = NoiseSchedule.linear()
-    for name in sampler_names():
-        cls = sampler_class(name)
-        calls = cls().network_calls(schedule)
-        traits = [
-            "models noise" if cls.handles_noise else "noise-free",
-            *(["A x = y exactly"] if cls.consistent else []),
-            f"{calls:,} network calls per image"
-            + (", each with a vector-Jacobian product" if cls.uses_gradient else ""),
-        ]
-        console.print(f"[bold]{name}[/]  {'; '.join(traits)}", highlight=False)
-        console.print(f"  [dim]{cls.paper}[/]", highlight=False)
-        for field in dataclasses.fields(cls):
-            console.print(f"    {field.name} = {field.default!r}  [dim]{field.metadata['help']}[/]", highlight=False)
-        for row in (row for row in PRESETS if row.sampler == name):
-            where = ", ".join(row.kinds) or "every operator"
-            noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
-            values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
-            console.print(f"    for {where}{noise}: {values}", highlight=False)
-        console.print()
-
-
-@lists.command("operators")
-def list_operators() -> None:
-    """Every operator and its arguments."""
-    import inspect
-
-    from invdiff.operators import get_operator, operator_names
-
-    table = Table(box=None, header_style="bold")
-    for head in ("operator", "arguments", "what it does"):
-        table.add_column(head)
-    for name in operator_names():
-        cls = get_operator(name)
-        arguments = [
-            str(p).split(":")[0].strip() + _default(p) for p in list(inspect.signature(cls).parameters.values())
-        ]
-        table.add_row(name, ", ".join(arguments), (inspect.getdoc(cls) or "").splitlines()[0])
-    console.print(table)
-    console.print("A mask is 1 (white) where the pixel is known and 0 (black) where it is missing.")
-
-
-def _default(parameter: Any) -> str:
-    return "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-
-
-@lists.command("backbones")
-def list_backbones() -> None:
-    """Every backbone that `--backbone` knows by name."""
-    from invdiff.backbones import backbone_names, load_backbone
-
-    for name in backbone_names():
-        try:
-            console.print(f"[bold]{name}[/]  {load_backbone(name)!r}", highlight=False)
-        except ValueError as error:
-            console.print(f"[bold]{name}[/]  [red]{error}[/]", highlight=False)
-    console.print("Also: a folder written by `invdiff train` or in diffusers' format, a checkpoint file, a hub name.")
-
-
-@lists.command("masks")
-def list_masks() -> None:
-    """Every mask generator."""
-    from invdiff.operators.masks import make_mask, mask_names
-
-    for name in mask_names():
-        share = float(make_mask(name, 64).float().mean())
-        console.print(f"{name:20s} {100 * share:3.0f} % known at 64x64", highlight=False)
-
-
-if __name__ == "__main__":
-    main()

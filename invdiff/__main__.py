@@ -1,0 +1,5 @@
+"""python -m invdiff"""
+
+from invdiff.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""`invdiff list ...`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from invdiff.cli.terminal import console, lists
+
+
+def say(text: str) -> None:
+    """One line, not broken at the terminal's width, so that it can be searched."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+@lists.command("samplers")
+def list_samplers() -> None:
+    """Every sampler: its options with their defaults, what it handles, network calls per image."""
+    import dataclasses
+
+    from invdiff.backbones.schedule import NoiseSchedule
+    from invdiff.samplers import sampler_class, sampler_names
+    from invdiff.samplers.presets import PRESETS
+
+    schedule = NoiseSchedule.linear()
+    for name in sampler_names():
+        cls = sampler_class(name)
+        calls = cls().network_calls(schedule)
+        traits = [
+            "models noise in y" if cls.handles_noise else "for noise-free y",
+            *(["A x = y where noise-free"] if cls.consistent else []),
+            f"{calls:,} network calls per image"
+            + (", each with a vector-Jacobian product" if cls.uses_gradient else ""),
+        ]
+        say(f"[bold]{name}[/]  {'; '.join(traits)}")
+        say(f"  [dim]{cls.paper}[/]")
+        for field in dataclasses.fields(cls):
+            say(f"    {field.name} = {field.default!r}  [dim]{field.metadata['help']}[/]")
+        for row in (row for row in PRESETS if row.sampler == name):
+            where = ", ".join(row.kinds) or "every operator"
+            noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
+            values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
+            say(f"    for {where}{noise}: {values}")
+        console.print()
+
+
+@lists.command("operators")
+def list_operators() -> None:
+    """Every operator and its arguments."""
+    import inspect
+
+    from invdiff.operators import get_operator, operator_names
+
+    for name in operator_names():
+        cls = get_operator(name)
+        arguments = [
+            str(p).split(":")[0].strip() + _default(p) for p in list(inspect.signature(cls).parameters.values())
+        ]
+        say(f"[bold]{name}[/]  {cls.__name__}({', '.join(arguments)})")
+        say(f"    [dim]{(inspect.getdoc(cls) or '').splitlines()[0]}[/]")
+    console.print("A mask is 1 (white) where the pixel is known and 0 (black) where it is missing.")
+
+
+def _default(parameter: Any) -> str:
+    return "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+
+
+@lists.command("backbones")
+def list_backbones() -> None:
+    """Every backbone that `--backbone` knows by name."""
+    from invdiff.backbones import backbone_names, load_backbone
+
+    for name in backbone_names():
+        try:
+            say(f"[bold]{name}[/]  {load_backbone(name)!r}")
+        except ValueError as error:
+            say(f"[bold]{name}[/]  [red]{error}[/]")
+    console.print("Also: a folder written by `invdiff train` or in diffusers' format, a checkpoint file, a hub name.")
+
+
+@lists.command("masks")
+def list_masks() -> None:
+    """Every mask generator."""
+    from invdiff.operators.masks import make_mask, mask_names
+
+    for name in mask_names():
+        share = float(make_mask(name, 64).float().mean())
+        say(f"{name:20s} {100 * share:3.0f} % known at 64x64")
+
+
+@lists.command("metrics")
+def list_metrics() -> None:
+    """Every metric: its direction, its unit, what it says."""
+    from invdiff.metrics import get_metric, metric_names
+
+    table = Table(box=None, header_style="bold")
+    for head in ("metric", "better", "unit", "what it says"):
+        table.add_column(head)
+    for name in metric_names():
+        metric = get_metric(name)
+        table.add_row(name, metric.direction, metric.unit, metric.description)
+    console.print(table)
+
+
+@lists.command("suites")
+def list_suites() -> None:
+    """Every benchmark suite."""
+    from invdiff.benchmark.suite import load_suite, suite_names
+
+    for name in suite_names():
+        suite = load_suite(name)
+        say(f"[bold]{name:18s}[/] {' '.join(suite.description.split())}")
+    console.print("[bold]truth             [/] Distance of every sampler to exact posteriors")
