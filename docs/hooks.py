@@ -1,0 +1,395 @@
+"""What the pages read off the code and the data: `{{ options("repaint") }}` on a line of its own becomes a table.
+
+A macro is a function of this file whose name stands in `MACROS`; its arguments are Python literals. Whatever a macro needs
+that is not there yet (a model card, a table of results) becomes a note that says how it is made, never an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import dataclasses
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+DATA = DOCS / "data"
+
+_CALL = re.compile(r"^(?P<indent>[ \t]*)\{\{ (?P<call>(?P<name>[a-z_]+)\(.*\)) \}\}[ \t]*$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """mkdocs calls this with every page before it is rendered."""
+    return expand(markdown, page.file.src_uri)
+
+
+def expand(markdown: str, source: str = "") -> str:
+    """`markdown` with every macro replaced by its text; `source` is the page's path within docs/."""
+    up = "../" * source.count("/")
+
+    def one(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in MACROS:
+            raise KeyError(f"unknown macro {name!r}; one of {', '.join(MACROS)}")
+        call = ast.parse(match["call"], mode="eval").body
+        assert isinstance(call, ast.Call)
+        positional = [ast.literal_eval(a) for a in call.args]
+        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        text = MACROS[name](*positional, **named).replace("%UP%", up)
+        return textwrap.indent(text, match["indent"])
+
+    return _CALL.sub(one, markdown)
+
+
+# ---- parts ------------------------------------------------------------------------------------------------------
+
+
+def note(text: str) -> str:
+    return f'!!! note "Not here yet"\n    {text}'
+
+
+def rows_table(head: list[str], rows: list[list[Any]], align: str = "") -> str:
+    """A Markdown table; `align` has one of l, r, c per column."""
+    rule = {"l": ":--", "r": "--:", "c": ":-:"}
+    align = align or "l" * len(head)
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(rule[a] for a in align) + "|"]
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _first_line(thing: Any) -> str:
+    return _plain_ticks((inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " "))
+
+
+def _plain_ticks(text: str) -> str:
+    return re.sub(r"``([^`]*)``", r"`\1`", text)
+
+
+# ---- samplers ---------------------------------------------------------------------------------------------------
+
+
+def options(name: str) -> str:
+    """The fields of a sampler, as its dataclass has them."""
+    from invdiff.samplers import sampler_class
+
+    rows = []
+    for field in dataclasses.fields(sampler_class(name)):
+        meta = field.metadata
+        accepted = ", ".join(f"`{c}`" for c in meta["choices"]) if meta["choices"] else _range(meta)
+        rows.append([f"`{field.name}`", f"`{field.default!r}`", accepted, _plain_ticks(meta["help"])])
+    return rows_table(["option", "default", "accepted", "what it does"], rows)
+
+
+def _range(meta: Any) -> str:
+    low, high = meta["low"], meta["high"]
+    if low is None and high is None:
+        return ""
+    return f"{low:g} to {high:g}" if high is not None else f"{low:g} or more"
+
+
+def presets(name: str) -> str:
+    """What `solve(sampler=name)` sets for a task, where it is not the default."""
+    from invdiff.samplers.presets import PRESETS
+
+    rows = []
+    for row in PRESETS:
+        if row.sampler == name:
+            noise = {None: "any", True: "sigma_y > 0", False: "sigma_y = 0"}[row.noisy]
+            values = ", ".join(f"`{k}={v!r}`" for k, v in row.settings.items())
+            rows.append([", ".join(row.kinds) or "every operator", noise, values, row.source])
+    if not rows:
+        return "No tuned settings: the defaults hold for every operator."
+    return rows_table(["operator", "noise", "settings", "from"], rows)
+
+
+def traits(name: str) -> str:
+    """Cost and promises of a sampler."""
+    from invdiff.backbones.schedule import NoiseSchedule
+    from invdiff.samplers import sampler_class
+
+    cls = sampler_class(name)
+    calls = cls().network_calls(NoiseSchedule.linear())
+    rows = [
+        ["class", f"[`invdiff.{cls.__name__}`](%UP%api/samplers.md)"],
+        ["network calls with the defaults", f"{calls:,}"],
+        ["gradient through the network", "one vector-Jacobian product per call" if cls.uses_gradient else "none"],
+        ["noise in the measurement", "modelled" if cls.handles_noise else "not modelled: `solve` warns once"],
+        ["ends with A x = y where sigma_y = 0", "yes" if cls.consistent else "not promised"],
+        ["paper", cls.paper],
+    ]
+    return rows_table(["", ""], rows)
+
+
+def samplers_table() -> str:
+    """Every sampler in a row."""
+    from invdiff.backbones.schedule import NoiseSchedule
+    from invdiff.samplers import sampler_class, sampler_names
+
+    pages = {"ddnm+": "ddnm-plus"}
+    rows = []
+    for name in sampler_names():
+        cls = sampler_class(name)
+        page = pages.get(name, name)
+        known = (DOCS / "samplers" / f"{page}.md").is_file()
+        rows.append(
+            [
+                f"[`{name}`](%UP%samplers/{page}.md)" if known else f"`{name}`",
+                f"{cls().network_calls(NoiseSchedule.linear()):,}",
+                "yes" if cls.uses_gradient else "",
+                "yes" if cls.handles_noise else "",
+                "yes" if cls.consistent else "",
+                _first_line(cls),
+            ]
+        )
+    head = ["name", "network calls", "gradient", "models noise", "A x = y", "in one line"]
+    return rows_table(head, rows, "lrcccl")
+
+
+def code(*targets: str) -> str:
+    """The source of classes or methods, such as ``invdiff.samplers.repaint:RePaint.path``, without their docstrings."""
+    parts = []
+    for target in targets:
+        module, _, name = target.partition(":")
+        thing: Any = importlib.import_module(module)
+        for attribute in name.split("."):
+            thing = getattr(thing, attribute)
+        parts.append(_without_docstring(textwrap.dedent(inspect.getsource(thing))))
+    source = "\n\n".join(part.strip("\n") for part in parts)
+    return f"```python\n{source}\n```"
+
+
+def _without_docstring(source: str) -> str:
+    node = ast.parse(source).body[0]
+    body = getattr(node, "body", [])
+    if not body or not isinstance(body[0], ast.Expr) or not isinstance(body[0].value, ast.Constant):
+        return source
+    lines = source.splitlines()
+    return "\n".join(lines[: body[0].lineno - 1] + lines[body[0].end_lineno :])
+
+
+# ---- operators, backbones, metrics, suites ----------------------------------------------------------------------
+
+
+def operators_table() -> str:
+    from invdiff.operators import get_operator, operator_names
+
+    rows = []
+    for name in operator_names():
+        cls = get_operator(name)
+        arguments = [str(p).split(":")[0].strip() + _default(p) for p in inspect.signature(cls).parameters.values()]
+        arguments = [a for a in arguments if a != "*"]
+        rows.append([f"`{name}`", f"`{cls.__name__}({', '.join(arguments)})`", _first_line(cls)])
+    return rows_table(["name", "class", "what it measures"], rows)
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    return "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+
+
+def masks_table() -> str:
+    from invdiff.operators import make_mask, mask_names, masks
+
+    rows = []
+    for name in mask_names():
+        share = float(make_mask(name, 64).double().mean())
+        rows.append([f"`{name}`", f"{100 * share:.0f} %", _first_line(getattr(masks, name))])
+    return rows_table(["name", "known at 64x64", "which pixels"], rows, "lrl")
+
+
+def backbones_table() -> str:
+    from invdiff.backbones import backbone_names, load_backbone
+
+    rows = []
+    for name in backbone_names():
+        try:
+            backbone = load_backbone(name)
+            page = f"[`{name}`](%UP%backbones/{name}.md)" if (DOCS / "backbones" / f"{name}.md").is_file() else name
+            shape = " x ".join(map(str, backbone.image_shape))
+            rows.append([page, type(backbone).__name__, shape, str(backbone.schedule.T)])
+        except Exception as error:
+            rows.append([f"`{name}`", "", "", f"cannot be loaded here: {type(error).__name__}"])
+    if not rows:
+        return note("No backbone is embedded in this copy.")
+    return rows_table(["name", "kind", "image", "times"], rows)
+
+
+def metrics_table() -> str:
+    try:
+        from invdiff.metrics import METRICS
+    except ImportError:
+        return note("The metrics are not part of this copy.")
+    arrows = {"higher": "higher", "lower": "lower", "one": "near 1", "none": ""}
+    rows = [
+        [f"`{m.name}`", m.label, arrows[m.direction], m.unit, m.needs, _plain_ticks(m.description)]
+        for m in METRICS.values()
+    ]
+    return rows_table(["name", "label", "better", "unit", "computed from", "what it says"], rows)
+
+
+def suites_table() -> str:
+    """The suites that ship with the package, with what they hold."""
+    try:
+        suite = importlib.import_module("invdiff.benchmark.suite")
+        names = suite.suite_names()
+    except (ImportError, AttributeError):
+        names = []
+    rows = []
+    for name in names:
+        try:
+            it = suite.load_suite(name)
+            tasks, entries = len(getattr(it, "tasks", ())), len(getattr(it, "samplers", ()))
+            about = getattr(it, "description", "") or getattr(it, "title", "")
+            rows.append([f"`{name}`", f"{tasks or ''}", f"{entries or ''}", " ".join(str(about).split())])
+        except Exception as error:
+            rows.append([f"`{name}`", "", "", f"({type(error).__name__})"])
+    if not rows:
+        return note("This copy of the package ships no suite.")
+    return rows_table(["suite", "tasks", "samplers", "what it asks"], rows, "lrrl")
+
+
+def card(name: str) -> str:
+    """A backbone's model card, from beside its weights."""
+    path = ROOT / "invdiff" / "backbones" / "weights" / name / "MODEL_CARD.md"
+    if not path.is_file():
+        return note(f"The model card of `{name}` is written when its training ends, beside its weights.")
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\A# .*\n", "", text)  # the page has a title of its own
+    text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"*(\1: see the file beside the weights)*", text)
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+    return re.sub(r"^#", "##", text, flags=re.MULTILINE) if re.search(r"^# ", text, re.MULTILINE) else text
+
+
+def include(path: str, title: bool = False) -> str:
+    """A file of the repository as it is; links to files beside it lose their target."""
+    file = ROOT / path
+    if not file.is_file():
+        return note(f"`{path}` is not part of this copy.")
+    text = file.read_text(encoding="utf-8")
+    if not title:
+        text = re.sub(r"\A# .*\n", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
+def api_modules(package: str) -> str:
+    """mkdocstrings blocks for every public module of a package."""
+    found = importlib.import_module(package)
+    names = [m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_") and not m.ispkg]
+    if not names:
+        return note(f"`{package}` has no modules in this copy.")
+    return "\n\n".join(f"::: {package}.{name}\n    options:\n      show_root_full_path: true" for name in names)
+
+
+# ---- data and figures -------------------------------------------------------------------------------------------
+
+
+def figure(name: str, caption: str, width: int = 0, pixels: bool = False) -> str:
+    """A figure made by `docs/figures/make.py`, or a note where it has not been made."""
+    for ending in (".png", ".gif", ".svg"):
+        if (DOCS / "assets" / "figures" / f"{name}{ending}").is_file():
+            alt = re.sub(r"[*_`$\\\[\]\"]", "", caption.split(". ")[0])
+            marks = ["loading=lazy", *([f"width={width}"] if width else []), *([".pixels"] if pixels else [])]
+            image = f"![{alt}](%UP%assets/figures/{name}{ending}){{ {' '.join(marks)} }}"
+            return f'<figure markdown="span">\n{image}\n<figcaption markdown="span">{caption}</figcaption>\n</figure>'
+    return note(f"This figure is made by `python docs/figures/make.py --only {name}`.")
+
+
+def data_table(
+    name: str, columns: list[str] | None = None, head: list[str] | None = None, where: dict[str, Any] | None = None
+) -> str:
+    """A table of `docs/data/NAME.json` (a list of rows, or a dictionary with `rows`) or `NAME.csv`.
+
+    Args:
+        name: of the file.
+        columns: which, in this order; all of the first row by default.
+        head: what to call them.
+        where: only rows with these values.
+    """
+    rows = read_rows(name)
+    if rows is None:
+        return note(f"`docs/data/{name}.json` has not been written yet; `make figures` and the suites write it.")
+    for key, value in (where or {}).items():
+        rows = [row for row in rows if row.get(key) == value]
+    if not rows:
+        return note(f"`docs/data/{name}` holds no such rows yet.")
+    columns = columns or list(rows[0])
+    body = [[_number(row.get(column, "")) for column in columns] for row in rows]
+    numeric = ["r" if all(isinstance(row.get(c), int | float) for row in rows) else "l" for c in columns]
+    return rows_table(head or columns, body, "".join(numeric))
+
+
+def read_rows(name: str) -> list[dict[str, Any]] | None:
+    """The rows of a data file, or None."""
+    file = DATA / f"{name}.json"
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = content.get("rows") if isinstance(content, dict) else content
+        return rows if isinstance(rows, list) else None
+    file = DATA / f"{name}.csv"
+    if file.is_file():
+        with open(file, encoding="utf-8", newline="") as handle:
+            return [dict(row) for row in csv.DictReader(handle)]
+    return None
+
+
+def data_markdown(name: str) -> str:
+    """`docs/data/NAME.md`, written by a script, headings left out."""
+    file = DATA / f"{name}.md"
+    if not file.is_file():
+        return note(f"`docs/data/{name}.md` has not been written yet.")
+    return re.sub(r"^#+ .*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE).strip()
+
+
+def provenance(name: str) -> str:
+    """The command, date and machine that `docs/data/NAME.json` says it comes from."""
+    file = DATA / f"{name}.json"
+    if not file.is_file():
+        return ""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        return ""
+    parts = []
+    if content.get("command"):
+        parts.append(f"Made by `{content['command']}`")
+    if content.get("settings"):
+        parts.append(str(content["settings"]))
+    return ". ".join(parts) + "." if parts else ""
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+    return "" if value is None else str(value)
+
+
+MACROS: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (
+        options,
+        presets,
+        traits,
+        samplers_table,
+        code,
+        operators_table,
+        masks_table,
+        backbones_table,
+        metrics_table,
+        suites_table,
+        card,
+        include,
+        api_modules,
+        figure,
+        data_table,
+        data_markdown,
+        provenance,
+    )
+}
