@@ -320,6 +320,7 @@ def _begun(
             )
     if info["images"] != names:
         raise InvdiffError(f"the images in {suite.images!r} are not those that {run.folder} was started with")
+    run.clear_temporary()
     run.write_info({**info, "sessions": [*info["sessions"], session]})
     return run
 

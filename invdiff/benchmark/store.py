@@ -168,7 +168,7 @@ class Run:
         run = cls(path)
         run._write_text(SUITE, suite.to_toml())
         run.write_info(info)
-        with run._connection() as database:  # last: a folder with this file is a run
+        with written_whole(path / RESULTS) as temporary, _connection(temporary) as database:  # last: now it is a run
             database.execute("PRAGMA journal_mode=WAL")
             for table in (_CELLS, _GROUPS, _UNAVAILABLE):
                 database.execute(table)
@@ -248,15 +248,21 @@ class Run:
         for number, name in enumerate(_COLUMNS):
             if name in _DECODED:
                 rows = [(*row[:number], json.dumps(row[number]), *row[number + 1 :]) for row in rows]
-        with self._connection() as database:
+        with _connection(self.folder / RESULTS) as database:
             database.executemany(f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * len(_COLUMNS))})", rows)
             database.executemany("INSERT OR IGNORE INTO unavailable VALUES (?, ?)", list((unavailable or {}).items()))
 
     def write_groups(self, groups: Iterable[GroupRecord]) -> None:
         """Replace the metrics over several cells."""
-        with self._connection() as database:
+        with _connection(self.folder / RESULTS) as database:
             database.execute("DELETE FROM groups")
             database.executemany("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", [astuple(g) for g in groups])
+
+    def clear_temporary(self) -> None:
+        """Remove what a killed process had half written. Nobody else may be writing."""
+        for path in self.folder.rglob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
     def save_image(self, file: str, image: Image.Image) -> None:
         """Write a picture below the run folder, whole or not at all."""
@@ -285,7 +291,7 @@ class Run:
 
     def _read(self, query: str) -> list[tuple[Any, ...]]:
         try:
-            with self._connection() as database:
+            with _connection(self.folder / RESULTS) as database:
                 return database.execute(query).fetchall()
         except sqlite3.OperationalError:  # a folder that cannot be written, which WAL mode needs
             address = f"{(self.folder / RESULTS).absolute().as_uri()}?immutable=1"
@@ -295,15 +301,16 @@ class Run:
             finally:
                 database.close()
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are committed together at the end of the block, or not at all."""
-        database = sqlite3.connect(self.folder / RESULTS, timeout=60)
-        try:
-            with database:
-                yield database
-        finally:
-            database.close()
+
+@contextmanager
+def _connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection whose changes are committed together at the end of the block, or not at all."""
+    database = sqlite3.connect(path, timeout=60)
+    try:
+        with database:
+            yield database
+    finally:
+        database.close()
 
 
 # ---- names of files ----------------------------------------------------------------------------------------------

@@ -471,7 +471,11 @@ class _Reader:
             if per_image and (operator != "mask" or _is_picture(row.get("mask", ""))):
                 self.fail((*where, "per_image"), "per_image is for masks that are drawn by a generator")
             if not (operator == "mask" and _is_picture(row.get("mask", ""))):
-                self.at(where, task.build, _REPRESENTATIVE)
+                try:
+                    task.build(_REPRESENTATIVE)
+                except InvdiffError as error:
+                    said = [key for key, value in row.items() if repr(key) in str(error) or repr(value) in str(error)]
+                    self.fail((*where, *said[:1]), str(error))
         return task
 
     def samplers(self, number: int, row: dict[str, Any]) -> list[SamplerEntry]:
