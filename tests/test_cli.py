@@ -1,0 +1,149 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import invdiff as iv
+from invdiff.data import chelsea64
+from invdiff.data.make_chelsea64 import make
+
+
+def invdiff(*words: object, cwd=None, ok: bool = True) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "invdiff", *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    chelsea64().save(folder / "photo.png")
+    mask = iv.make_mask("box", 64)
+    Image.fromarray((mask.numpy() * 255).astype(np.uint8)).save(folder / "mask.png")
+    chelsea64().convert("L").save(folder / "grey.png")
+    return folder
+
+
+def test_the_demonstration_photo_is_cut_by_its_script():
+    assert np.abs(np.asarray(make(), int) - np.asarray(chelsea64(), int)).max() <= 1
+
+
+def test_solve_a_masked_photo(photo):
+    out = invdiff("solve", "photo.png", "--mask", "mask.png", "-s", "ddnm", "--steps", 4, "-o", "r.png", cwd=photo)
+    assert "75 % of the pixels are known" in out and "4 network calls" in out
+    restored = np.asarray(Image.open(photo / "r.png"))
+    mask = iv.make_mask("box", 64).numpy()
+    assert np.array_equal(restored[mask], np.asarray(chelsea64())[mask])
+
+
+def test_samples_options_and_the_other_way_round(photo):
+    out = invdiff(
+        *("solve", "photo.png", "--mask", "mask.png", "--invert-mask", "-s", "repaint", "--steps", 4, "-n", 2),
+        *("-O", "jump_length=2", "-O", "jump_n_sample=2", "-o", "two.png", "--figure", "f.png", "--animate", "a.gif"),
+        cwd=photo,
+    )
+    assert "25 % of the pixels are known" in out and "two-0.png, two-1.png" in out
+    assert (photo / "f.png").exists() and Image.open(photo / "a.gif").n_frames > 3
+
+
+def test_colorization_of_a_grey_picture(photo):
+    invdiff("solve", "grey.png", "-a", "colorization", "--steps", 3, "-o", "c.png", cwd=photo)
+    restored = torch.from_numpy(np.asarray(Image.open(photo / "c.png")).astype(np.float32))
+    grey = torch.from_numpy(np.asarray(Image.open(photo / "grey.png")).astype(np.float32))
+    assert (restored.mean(-1) - grey).abs().mean() < 2  # 8-bit rounding and clipping apart
+
+
+def test_simulate_reports_the_error(photo):
+    out = invdiff(
+        *(
+            "solve",
+            "photo.png",
+            "--simulate",
+            "-a",
+            "super_resolution",
+            "--kernel",
+            "box",
+            "--scale",
+            2,
+            "--sigma-y",
+            5,
+        ),
+        *("-s", "ddnm+", "--steps", 5, "-o", "s.png"),
+        cwd=photo,
+    )
+    assert "PSNR" in out and "SSIM" in out
+
+
+def test_every_operator_by_name(photo):
+    for name in ("blur", "identity", "compressed-sensing", "fourier", "sr"):
+        invdiff("solve", "photo.png", "--simulate", "-a", name, "--steps", 2, "-o", "o.png", "-q", cwd=photo)
+
+
+@pytest.mark.parametrize(("fit", "size"), [("crop", (64, 64)), ("resize", (64, 64)), ("pad", (50, 40))])
+def test_photos_of_other_sizes(photo, fit, size):
+    given = (90, 80) if fit != "pad" else size[::-1]
+    chelsea64().resize(given).save(photo / "other.png")
+    words = ("solve", "other.png", "--mask", "half", "--steps", 2, "-o", "fit.png")
+    refused = invdiff(*words, cwd=photo, ok=False)
+    assert "--fit crop" in refused and f"{given[0]}x{given[1]}" in refused
+    invdiff(*words, "--fit", fit, cwd=photo)
+    assert Image.open(photo / "fit.png").size == size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("solve", "gone.png"), "does not exist"),
+        (("solve", "photo.png", "--mask", "halve"), "Did you mean 'half'"),
+        (("solve", "photo.png"), "--mask is missing"),
+        (("solve", "photo.png", "-a", "maks"), "Did you mean 'mask'"),
+        (("solve", "photo.png", "--mask", "half", "-s", "repant"), "Did you mean 'repaint'"),
+        (("solve", "photo.png", "--mask", "half", "-O", "etaa=1"), "Did you mean 'eta'"),
+        (("solve", "photo.png", "--mask", "half", "-O", "eta"), "name=value"),
+        (("solve", "photo.png", "--mask", "half", "-o", "no/such.png"), "does not exist"),
+        (("solve", "photo.png", "--mask", "half", "-o", "x.foo"), "ending"),
+        (("solve", "photo.png", "-a", "colorization"), "colour picture"),
+        (("solve", "photo.png", "-a", "fourier"), "--simulate"),
+        (("solve", "photo.png", "--mask", "half", "--backbone", "cats46"), "Did you mean 'cats64'"),
+        (("mask", "wied"), "Did you mean 'wide'"),
+        (("mask", "wide", "--size", "big"), "--size"),
+        (("sample", "--steps", "0"), "steps"),
+        (("train",), "--data is missing"),
+        (("train", "--data", "nowhere", "--out", "x"), "nowhere"),
+        (("train", "--data", "nowhere", "--out", "x", "--sizee", "3"), "Did you mean 'size'"),
+        (("bench", "quik"), "Did you mean 'quick'"),
+        (("report", "nowhere"), "nowhere"),
+        (("download", "ddpm-dog-256"), "Did you mean"),
+    ],
+)
+def test_mistakes_are_one_sentence(photo, words, message):
+    out = invdiff(*words, cwd=photo, ok=False)
+    assert message in out and "error:" in out
+
+
+def test_lists_and_help(photo):
+    assert "jump_n_sample = 10" in invdiff("list", "samplers")
+    assert "SuperResolution" in invdiff("list", "operators")
+    assert "cats64" in invdiff("list", "backbones")
+    assert "alternating_lines" in invdiff("list", "masks")
+    assert "psnr" in invdiff("list", "metrics")
+    assert "repaint-ablation" in invdiff("list", "suites")
+    assert "white" in invdiff("solve", "--help")
+    assert "--symmetries" in invdiff("train", "--help")
+    invdiff("mask", "wide", "-o", "m.png", "--size", "30x50", cwd=photo)
+    assert Image.open(photo / "m.png").size == (50, 30)
+
+
+def test_sample_draws_from_the_prior(photo):
+    invdiff("sample", "-n", 2, "--steps", 3, "-o", "s.png", cwd=photo)
+    assert (photo / "s-1.png").exists()
