@@ -251,6 +251,18 @@ def test_training_lowers_the_held_out_error_and_leaves_what_it_promises(pictures
     assert evaluate(tuned, val) < 1.1 * error
 
 
+def test_what_a_training_held_out_is_what_it_is_measured_on(pictures, tmp_path):
+    options = {**TINY, "exclude": "00?.png,01?.png", "holdout": 0.2, "seed": 3, "store": "float32"}
+    trained = train(pictures / "train", tmp_path, **options, images=8, progress=False)
+    _, held_out = load_splits(pictures / "train", 16, exclude=["00?.png", "01?.png"], holdout=0.2, seed=3)
+    assert evaluate_on(tmp_path, pictures / "train", precision="float32") == evaluate(trained, held_out)
+    with pytest.warns(InvdiffWarning, match="first 2 images are taken as held out"):
+        evaluate_on(tmp_path, pictures / "train_grey", precision="float32")
+    resized = pytest.warns(InvdiffWarning, match="resized to 8x8")
+    with resized, pytest.raises(InvdiffError, match=r"images must be \(N, 3, 16, 16\)"):
+        evaluate_on(trained, pictures, size=8)
+
+
 def test_killed_and_resumed_is_as_if_never_killed(pictures, tmp_path):
     options = {**TINY, "images": 8 * 30, "log_steps": 4, "dropout": 0.1, "symmetries": True}
     train(pictures, tmp_path / "whole", **options, progress=False)

@@ -95,18 +95,23 @@ def load_splits(
     Raises:
         InvdiffError: as `load_images`; or a single image where some must be held out.
     """
-    with ExitStack() as stack:
-        names = [n for n in _open(Path(path).expanduser(), stack)[0] if not _excluded(n, exclude)]
     folder = None if cache is None else Path(cache)
     file = {split: None if folder is None else folder / f"images-{split}-{size}.npy" for split in ("train", "val")}
     train, _ = load_images(path, size, split="train", exclude=exclude, cache=file["train"])
-    if any(_under(n, "val") for n in names):
+    if has_split(path, "val", exclude=exclude):
         return train, load_images(path, size, split="val", exclude=exclude, cache=file["val"])[0]
     if len(train) < 2:
         raise InvdiffError(f"{path} holds a single image: one to train on and one to hold out are needed at least")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held = max(1, round(holdout * len(train)))
     return train[order[held:].sort().values], train[order[:held].sort().values]
+
+
+def has_split(path: str | Path, split: str, *, exclude: Sequence[str] = ()) -> bool:
+    """Whether a folder or zip holds images under a folder of that name."""
+    with ExitStack() as stack:
+        names = _open(Path(path).expanduser(), stack)[0]
+    return any(_under(n, split) and not _excluded(n, exclude) for n in names)
 
 
 def _open(source: Path, stack: ExitStack) -> tuple[dict[str, int], Callable[[str], bytes]]:

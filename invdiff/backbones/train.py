@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet, replace_file
-from invdiff.backbones.images import load_images, load_splits
+from invdiff.backbones.images import has_split, load_images, load_splits
 from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, native_bfloat16
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import EMBEDDED, load_backbone
@@ -145,7 +145,11 @@ class TrainingConfig:
     @property
     def excluded(self) -> list[str]:
         """`exclude` as a list."""
-        return [e.strip() for e in self.exclude.split(",") if e.strip()]
+        return _listed(self.exclude)
+
+
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _check(name: str, value: Any, default: Any, meta: Any) -> None:
@@ -206,7 +210,7 @@ def train(
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lru_cache.*")  # dynamo about diffusers' own code
-        training = _Training(config, folder, pictures, held_out, Path(data).name)
+        training = _Training(config, folder, pictures, held_out, Path(data).resolve().name)
         if resume and (folder / CHECKPOINT).exists():
             training.resume()
         else:
@@ -511,15 +515,31 @@ def evaluate(backbone: Backbone, images: Tensor, *, batch: int = 32) -> float:
 
 
 def evaluate_on(
-    backbone: str | Path | Backbone, data: str | Path, *, exclude: Sequence[str] = (), precision: str = "auto"
+    backbone: str | Path | Backbone,
+    data: str | Path,
+    *,
+    size: int | None = None,
+    exclude: str | Sequence[str] = (),
+    holdout: float | None = None,
+    seed: int = 0,
+    precision: str = "auto",
 ) -> float:
-    """Held-out error of a backbone on the ``val`` images of a folder or zip, see `evaluate`.
+    """Held-out error of a backbone on the images of a folder or zip, see `evaluate`.
+
+    These are the ones under ``val``. Without such a folder they are those that the training held out, if the backbone
+    was trained on a folder or zip of this name; else the first 128, with a warning.
 
     Args:
         backbone: name, folder or `Backbone`.
-        data: folder or zip. Without a ``val`` folder in it, its first 128 images count as held out.
-        exclude: names or patterns to leave out.
+        data: folder or zip.
+        size: height and width to read the images at; the backbone's own by default.
+        exclude: names or patterns to leave out; in a string, separated by commas.
+        holdout: fraction that the training held out, and
+        seed: its seed, where the data has no ``val`` folder and the backbone doesn't know them.
         precision: of the network.
+
+    Raises:
+        InvdiffError: no images, or of a size that the backbone wasn't made for.
     """
     loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, precision=precision)
     height, width = loaded.image_shape[-2:]
@@ -527,15 +547,21 @@ def evaluate_on(
         raise InvdiffError(
             f"images are read as squares, {loaded.name} takes {height}x{width}; pass a tensor to evaluate()"
         )
-    try:
-        images, _ = load_images(data, height, split="val", exclude=exclude, limit=EVALUATED)
-    except InvdiffError:
-        images, _ = load_images(data, height, exclude=exclude, limit=EVALUATED)
-        warnings.warn(
-            f"{data} has no val folder: its first {len(images)} images are taken as held out",
-            InvdiffWarning,
-            stacklevel=2,
-        )
+    left_out = _listed(exclude) if isinstance(exclude, str) else list(exclude)
+    description = getattr(getattr(loaded, "module", None), "description", None)
+    if description is not None and holdout is None and description.provenance.get("data") == Path(data).resolve().name:
+        recipe = description.provenance.get("recipe", {})
+        holdout, seed = recipe.get("holdout"), recipe.get("seed", seed)
+        left_out = left_out or _listed(recipe.get("exclude", ""))
+    pixels = size or height
+    if has_split(data, "val", exclude=left_out):
+        images, _ = load_images(data, pixels, split="val", exclude=left_out, limit=EVALUATED)
+    elif holdout is not None:
+        _, images = load_splits(data, pixels, exclude=left_out, holdout=holdout, seed=seed)
+    else:
+        images, _ = load_images(data, pixels, exclude=left_out, limit=EVALUATED)
+        text = f"{data} has no val folder: its first {len(images)} images are taken as held out"
+        warnings.warn(text, InvdiffWarning, stacklevel=2)
     return evaluate(loaded, images)
 
 
