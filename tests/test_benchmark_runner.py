@@ -405,6 +405,21 @@ def test_images_of_a_folder(tmp_path):
         bench(SUITE, tmp_path / "r2", backbone=BACKBONE, images=photos.parent, n_images=9)
 
 
+def test_a_restoration_does_not_start_from_the_noise_of_its_truth(tmp_path):
+    """Nothing is known: a sampler that walked the path of the drawing with its noise would return the truth itself."""
+    suite = replace(
+        SUITE,
+        tasks=(Task("nothing", "mask", {"mask": "box", "fraction": 1.0}),),
+        samplers=(SamplerEntry("prior", "replacement", {"steps": SUITE.image_steps, "clip": True}),),
+        seeds=(0, 1, 2),
+        metrics=("rmse",),
+    )
+    run = tiny(tmp_path / "r", suite)
+    truths = torch.stack([from_pil(run.truth(name)) for name in run.info["images"]])
+    by_chance = float((truths[0] - truths[1]).square().mean().sqrt())
+    assert min(record.metrics["rmse"] for record in run.records()) > 0.5 * by_chance
+
+
 def test_pictures_are_cropped_in_the_middle():
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 255

@@ -288,7 +288,7 @@ def _begun(
     run: Run | None, suite: Suite, out: str | Path, names: list[str], model: Backbone, part: tuple[int, int] | None
 ) -> Run:
     """A new run, or the old one with this start noted."""
-    session = _session()
+    session = session_details()
     described = {
         "name": model.name,
         "sha256": fingerprint(model),
@@ -348,7 +348,7 @@ def finish(run: Run) -> None:
     run.write_groups(groups)
     run.write([], {g.metric: g.reason for g in groups if g.reason})
     info = run.info
-    run.write_info({**info, "finished": _now()})
+    run.write_info({**info, "finished": now()})
 
 
 def _truth(run: Run, names: Sequence[str]) -> list[Tensor]:
@@ -380,18 +380,19 @@ def _without_place(value: Any) -> Any:
     return {k: v for k, v in value.items() if k != "device"} if isinstance(value, dict) else value
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, UTC, ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _session() -> dict[str, Any]:
+def session_details() -> dict[str, Any]:
     """How and where this start was made. No names of machines or users."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "started": _now(),
+        "started": now(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions,
         "hardware": {

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from invdiff.benchmark.images import Reader, pictures_in
-from invdiff.benchmark.runner import _now, _session, finish
+from invdiff.benchmark.runner import finish, now, session_details
 from invdiff.benchmark.store import Record, Run, cell_key, measured_file, restored_file, truth_file
 from invdiff.benchmark.suite import SamplerEntry, Suite, Task
 from invdiff.errors import InvdiffError
@@ -76,7 +76,7 @@ def score_folders(
     )
     from invdiff import __version__
 
-    session = _session()
+    session = session_details()
     info = {
         "invdiff": __version__,
         "suite": suite.name,
@@ -85,7 +85,7 @@ def score_folders(
         "images_from_prior": False,
         "seeds": [0],
         "shard": None,
-        "started": _now(),
+        "started": now(),
         "sessions": [session],
     }
     run = Run.create(out, suite, info)
