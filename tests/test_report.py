@@ -353,6 +353,17 @@ def test_lower_is_better_where_the_metric_says_so(tmp_path):
     assert found == {"better"}
 
 
+def test_less_misfit_than_noise_is_no_merit(tmp_path):
+    run = make_run(tmp_path / "a", pictures=False, images=16, tasks=("half",))
+    low = [
+        replace(r, metrics={"consistency": r.metrics["consistency"] * (1 if r.sampler == "DDNM" else 2)})
+        for r in run.records()
+    ]
+    for sigma_y, best in ((0.0, True), (0.1, False)):
+        run.write([replace(r, sigma_y=sigma_y) for r in low])
+        assert Summary(run).tables[0].row("DDNM").entries["consistency"].best == best
+
+
 def test_noise_alone_is_no_difference_and_few_images_say_so(tmp_path):
     a = make_run(tmp_path / "a", pictures=False, images=4)
     b = make_run(tmp_path / "b", pictures=False, images=4, shift=3.0)

@@ -153,7 +153,7 @@ def compare(
     for task, sampler in dict.fromkeys(k[:2] for k in common):
         keys = [k for k in common if k[:2] == (task, sampler)]
         for name in [*dict.fromkeys(m for k in keys for m in of_a[k].metrics if m in of_b[k].metrics), *costs]:
-            metric = metric_of(name)
+            metric = metric_of(name, of_b[keys[0]].sigma_y)
             # only cells in which both are known, so that an image's seeds are the same on both sides
             values = [(k[2], _value(of_a[k], name), _value(of_b[k], name)) for k in keys]
             values = [v for v in values if not (math.isnan(v[1]) or math.isnan(v[2]))]

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; their yellow and black, which vanish on a white or
 # a black page, are replaced. Every sampler has a marker of its own as well.
-COLOURS = ("#0f7fc4", "#d95f02", "#009e73", "#cc6fa7", "#b8860b", "#56a8d8", "#8a63c9", "#7f7f7f")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#0f7fc4", "#d95f02", "#009e73", "#cc6fa7", "#b8860b", "#56a8d8", "#8a63c9", "#7f7f7f", "#a65141", "#5b8c2a")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<")
 INK = "#010203"  # stands for the page's text colour until a figure is put into a page
 
 _RC: dict[Any, Any] = {
@@ -79,14 +80,16 @@ def quality_figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_rc(ink)):
-        figure = Figure(figsize=(3.9 * len(panels), 3.1), layout="constrained")
-        for axes, (cost, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        wide, high = 3.9, 3.1 + 0.25 * bool(title)
+        figure = Figure(figsize=(wide * len(panels), high))
+        for k, (cost, points) in enumerate(panels):
+            # margins in inches: laying out by trial costs as much as drawing
+            place = ((k + 0.175) / len(panels), 0.48 / high, 0.795 / len(panels), 2.52 / high)
+            axes = figure.add_axes(place)
             _draw_quality(axes, points, metric, cost, style, families, ink)
+            _label_points(axes, points, metric, style, families, ink)
         if title:
-            figure.suptitle(title, fontsize=10, color=ink)
-        figure.draw_without_rendering()
-        for axes, (_, points) in zip(figure.axes, panels, strict=True):
-            _label_points(axes, points, style, families, ink)
+            figure.suptitle(title, fontsize=10, color=ink, y=1 - 0.1 / high, va="top")
     return figure
 
 
@@ -152,8 +155,12 @@ def _draw_quality(
     axes.set_axisbelow(True)
 
 
-def _label_points(axes: Axes, points: Sequence[Point], style: Style, families: Mapping[str, str], ink: str) -> None:
+def _label_points(
+    axes: Axes, points: Sequence[Point], metric: Metric, style: Style, families: Mapping[str, str], ink: str
+) -> None:
     """Write names beside the points, where they cover neither points nor each other."""
+    from matplotlib.textpath import TextPath
+
     named = {p.sampler: p.sampler for p in points}
     if len(points) > 12:  # a family is named once, at its dearest point
         last = {families.get(p.sampler, p.sampler): p.sampler for p in sorted(points, key=lambda p: p.cost)}
@@ -161,11 +168,15 @@ def _label_points(axes: Axes, points: Sequence[Point], style: Style, families: M
     at = {p.sampler: axes.transData.transform((p.cost, p.quality.mean)) for p in points}
     frame, scale = axes.get_window_extent(), axes.figure.dpi / 72
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in at.values()]
+    front = [at[p.sampler] for p in pareto_front(points, metric)]
+    for (x0, y0), (x1, y1) in pairwise(front):
+        taken += [(x0, y0 - scale, x1, y0 + scale), (x1 - scale, min(y0, y1), x1 + scale, max(y0, y1))]
     high = 9.5 * scale
     for p in sorted(points, key=lambda p: -at[p.sampler][1]):
         if p.sampler not in named:
             continue
-        text, (x, y), wide = named[p.sampler], at[p.sampler], 4.9 * scale * len(named[p.sampler])
+        text, (x, y) = named[p.sampler], at[p.sampler]
+        wide = TextPath((0, 0), text, size=8).get_extents().width * scale
         best: tuple[float, float, float] | None = None
         for distance in range(0, 90, 3):
             for up, right in ((0, 1), (1, 1), (-1, 1), (0, -1), (1, -1), (-1, -1)):
@@ -203,8 +214,10 @@ def rank_figure(ranking: Ranking, style: Style, *, ink: str = _PAPER, title: str
 
     names = list(ranking.ranks)
     with matplotlib.rc_context(_rc(ink)):
-        figure = Figure(figsize=(4.6, 1.15 + 0.27 * len(names)), layout="constrained")
-        axes = figure.subplots()
+        left, high = 0.15 + 0.068 * max(map(len, names)), 1.15 + 0.27 * len(names) + 0.2 * bool(title)
+        figure = Figure(figsize=(left + 3.7, high))
+        place = (left / (left + 3.7), 0.5 / high, 3.6 / (left + 3.7), 1 - (0.55 + 0.2 * bool(title)) / high)
+        axes = figure.add_axes(place)
         for row, name in enumerate(names):
             colour, marker = style[name]
             axes.plot([1, ranking.ranks[name]], [row, row], color=ink, alpha=0.12, lw=0.7)

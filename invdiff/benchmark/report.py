@@ -30,8 +30,9 @@ FORMATS = ("html", "png", "svg", "csv", "md", "tex")
 _CHART_COSTS = ("nfe", "forward_equivalents", "seconds")
 _CHARTED = 3  # metrics that get charts
 _SHOWN = 5  # images in a grid
+_ERRORS = 100  # rows of failures
 _TILE = 256  # pixels; pictures larger than this are shown smaller
-_GLYPHS = dict(zip(figures.MARKERS, "●■▲◆▼✚✖★", strict=True))
+_GLYPHS = dict(zip(figures.MARKERS, "●■▲◆▼✚✖★⬟◀", strict=True))
 
 
 def make_report(run_folder: str | Path, out: str | Path | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -100,7 +101,8 @@ class _Report:
         having = [
             m
             for m in s.metrics
-            if m.direction != "none" and any(row.entries[m.name].value is not None for t in s.tables for row in t.rows)
+            if all(n.direction != "none" for t in s.tables for n in t.metrics if n.name == m.name)
+            and any(row.entries[m.name].value is not None for t in s.tables for row in t.rows)
         ]
         leading = s.leading_metric
         return sorted(having, key=lambda m: leading is None or m.name != leading.name)[:_CHARTED]
@@ -164,18 +166,18 @@ class _Report:
             figure = figures.rank_figure(ranking, self.style, ink=figures.INK)
             where = "all tasks" if len(self.summary.tasks) > 1 else self.summary.tasks[0]
             label = f"Average ranks in {metric.label} over {where}"
-            p = (
-                ""
-                if math.isnan(ranking.pvalue)
-                else f" Friedman test that all are alike: p = {_pvalue(ranking.pvalue)}."
-            )
+            p = "" if math.isnan(ranking.pvalue) else f" Friedman test that all are alike: p {_pvalue(ranking.pvalue)}."
+            left = [n for n in self.summary.samplers if n not in ranking.ranks]
+            out = f" Left out, for want of results on every task: {', '.join(left)}." if left else ""
             told = "Samplers joined by a bar cannot be told apart" if ranking.groups else "All samplers are told apart"
             caption = (
                 f"Rank of each sampler in {metric.label} on every image, averaged over {where}. {told} "
-                f"(Nemenyi's test, 5 %).{p}"
+                f"(Nemenyi's test, 5 %).{p}{out}"
             )
-            panels.append((metric.label, _figure(figures.inline_svg(figure, label), caption, "chart ranks")))
-        return f'<section id="ranks"><h2>Ranks</h2>{_tabs(panels)}</section>' if panels else ""
+            drawn = f"<h3>{escape(metric.label)}</h3>{figures.inline_svg(figure, label)}"
+            panels.append(_figure(drawn, caption, "chart ranks"))
+        found = f'<div class="charts">{"".join(panels)}</div>'
+        return f'<section id="ranks"><h2>Ranks</h2>{found}</section>' if panels else ""
 
     # ---- a task -------------------------------------------------------------------------------------------------
 
@@ -194,40 +196,46 @@ class _Report:
     def _table(self, table: Table) -> str:
         columns = (*table.metrics, *table.costs)
         heads = "".join(
-            f'<th scope="col"><button type="button" title="{escape(m.description)}">{escape(heading(m))}</button></th>'
+            f'<th scope="col"><button type="button" title="{escape(m.description)}">{_head_of(m)}</button></th>'
             for m in columns
         )
-        some_failed = any(r.failed for r in table.rows)
-        notes: dict[str, int] = {}
+        some_failed, counted = any(r.failed for r in table.rows), {r.images for r in table.rows}
+        notes: dict[str, list[str]] = {}
         lines = []
         for row in table.rows:
             cells = "".join(self._cell(row.entries[m.name], m, m in table.metrics, notes) for m in columns)
-            failed = f'<td data-value="{row.failed}">{row.failed or "–"}</td>' if some_failed else ""
+            counts = [row.images] * (len(counted) > 1) + [row.failed] * some_failed
+            numbers = "".join(f'<td data-value="{n}">{n}</td>' for n in counts)
             lines.append(
                 f'<tr><th scope="row" data-value="{escape(row.sampler)}">{self._swatch(row.sampler)}'
-                f'{escape(row.sampler)}</th>{cells}<td data-value="{row.images}">{row.images}</td>{failed}</tr>'
+                f"{escape(row.sampler)}</th>{numbers}{cells}</tr>"
             )
-        failed_head = '<th scope="col"><button type="button">failed</button></th>' if some_failed else ""
-        feet = "".join(f"<li>{escape(text)}</li>" for text in notes)
+        extra = ["images"] * (len(counted) > 1) + ["failed"] * some_failed
+        more = "".join(f'<th scope="col"><button type="button">{name}</button></th>' for name in extra)
+        feet = "".join(f"<li>{escape(', '.join(labels))}: {escape(reason)}</li>" for reason, labels in notes.items())
+        images = f"{max(counted)} image{'s' if max(counted) != 1 else ''}" if len(counted) == 1 else "images"
         marked = any(e.best for r in table.rows for e in r.entries.values())
         key = (
             "Bold: significantly better than every other sampler." if marked else "Nothing here is significantly best."
         )
         return (
             '<div class="scroll"><table class="results"><thead><tr><th scope="col"><button type="button">sampler</button>'
-            f'</th>{heads}<th scope="col"><button type="button">images</button></th>{failed_head}</tr></thead>'
-            f'<tbody>{"".join(lines)}</tbody></table></div><p class="small">Mean over images, 95 % bootstrap interval '
-            f"below it. {key} Costs are per image and not tested.</p>"
+            f"</th>{more}{heads}</tr></thead>"
+            f'<tbody>{"".join(lines)}</tbody></table></div><p class="small">Mean over '
+            f"{images}, 95 % bootstrap interval below it. {key} Costs are per image and not tested.</p>"
             + (f'<ol class="notes small">{feet}</ol>' if feet else "")
         )
 
-    def _cell(self, entry: Entry, metric: Metric, tested: bool, notes: dict[str, int]) -> str:
+    def _cell(self, entry: Entry, metric: Metric, tested: bool, notes: dict[str, list[str]]) -> str:
         if entry.value is None:
-            mark = notes.setdefault(f"{metric.label}: {entry.reason}", len(notes) + 1)
-            return f'<td class="missing">{NOT_AVAILABLE}<sup>{mark}</sup></td>'
+            if not tested:
+                return '<td class="cost">–</td>'
+            labels = notes.setdefault(entry.reason, [])
+            labels += [metric.label] * (metric.label not in labels)
+            return f'<td class="missing">{NOT_AVAILABLE}<sup>{list(notes).index(entry.reason) + 1}</sup></td>'
         mean, limits = number(entry.value.mean, metric), bounds(entry.value, metric)
         mean = f"<strong>{mean}</strong>" if entry.best else mean
-        low = f"<small>{limits}</small>" if limits else ""
+        low = f"<small>{limits.replace(' to ', '–') if '-' not in limits else limits}</small>" if limits else ""
         return f'<td data-value="{entry.value.mean!r}"{"" if tested else " class=cost"}>{mean}{low}</td>'
 
     def _swatch(self, sampler: str) -> str:
@@ -244,8 +252,8 @@ class _Report:
             for p in table.published
         )
         return (
-            '<details open><summary>Published numbers beside ours</summary><div class="scroll"><table><thead><tr>'
-            "<th>setting</th><th>method</th><th>metric</th><th>published</th><th>this run</th></tr></thead>"
+            '<details open><summary>Published numbers beside ours</summary><div class="scroll"><table class="published"><thead>'
+            "<tr><th>setting</th><th>method</th><th>metric</th><th>published</th><th>this run</th></tr></thead>"
             f'<tbody>{lines}</tbody></table></div><p class="small">Source: {escape(source.source)}. {escape(source.note)} '
             "Weights, images, masks and versions of a metric may differ, so no test compares the two columns.</p></details>"
         )
@@ -389,18 +397,23 @@ class _Report:
     def _failed(self) -> str:
         if not self.summary.failed:
             return ""
-        lines = "".join(
-            f"<tr><td>{escape(r.task)}</td><td>{escape(r.sampler)}</td><td>{escape(r.image)}</td><td>{r.seed}</td>"
-            f'<td class="text">{escape(str(r.error))}</td></tr>'
-            for r in self.summary.failed[:200]
-        )
-        more = len(self.summary.failed) - 200
+        alike: dict[tuple[str, str, str], list[Record]] = {}
+        for r in self.summary.failed:
+            alike.setdefault((r.task, r.sampler, str(r.error)), []).append(r)
+        lines = []
+        for (task, sampler, error), cells in list(alike.items())[:_ERRORS]:
+            which = ", ".join(f"{r.image} (seed {r.seed})" for r in cells[:4]) + (", …" if len(cells) > 4 else "")
+            lines.append(
+                f"<tr><td>{escape(task)}</td><td>{escape(sampler)}</td><td>{len(cells)}</td>"
+                f'<td class="text">{escape(error)}<small>{escape(which)}</small></td></tr>'
+            )
+        more = len(alike) - _ERRORS
         return (
-            '<section id="failed"><h2>Failed cells</h2><p class="small">They are left out of the means; a sampler with '
-            "failures is never marked as best where they leave it with fewer images than the others.</p>"
-            '<div class="scroll"><table><thead><tr><th>task</th><th>sampler</th><th>image</th><th>seed</th><th>error</th>'
-            f"</tr></thead><tbody>{lines}</tbody></table></div>"
-            + (f'<p class="small">And {more:,} more, in cells.csv.</p>' if more > 0 else "")
+            '<section id="failed"><h2>Failed cells</h2><p class="small">They are left out of the means. A sampler that has '
+            "fewer images than the others for it is never marked as best.</p>"
+            '<div class="scroll"><table><thead><tr><th>task</th><th>sampler</th><th>cells</th><th>error</th></tr></thead>'
+            f"<tbody>{''.join(lines)}</tbody></table></div>"
+            + (f'<p class="small">And {more:,} more kinds of failure, in cells.csv.</p>' if more > 0 else "")
             + "</section>"
         )
 
@@ -562,6 +575,12 @@ def _pixels(image: Image.Image | None) -> np.ndarray | None:
     return array[..., None] if array.ndim == 2 else array
 
 
+def _head_of(metric: Metric) -> str:
+    """Label and direction, the unit below them."""
+    unit = f"<small>{escape(metric.unit)}</small>" if metric.unit else ""
+    return f"{escape(metric.label)}\u00a0{tables.ARROWS.get(metric.direction, '')}{unit}".replace("\u00a0<", "<")
+
+
 def _chips(values: dict[str, Any]) -> str:
     return "".join(f"<code>{escape(k)} = {escape(_plain(v))}</code> " for k, v in values.items())
 
@@ -585,4 +604,4 @@ def _command(command: Any) -> str:
 
 
 def _pvalue(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"

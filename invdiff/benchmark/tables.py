@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -124,6 +124,13 @@ class Summary:
         """The costs that are known for at least one cell."""
         return tuple(metric_of(c) for c in COSTS if any(getattr(r, c) is not None for r in self.records))
 
+    @property
+    def missing(self) -> int:
+        """Cells of the grid that were not run, or not yet."""
+        suite = self.run.suite
+        images = self.info.get("images") or self.images
+        return len(suite.tasks) * len(suite.samplers) * len(images) * len(suite.seeds) - len(self.records)
+
     @cached_property
     def quality_metrics(self) -> tuple[Metric, ...]:
         """Metrics with a direction and a number per image, best suited to lead the report first in the suite's order."""
@@ -169,9 +176,10 @@ class Summary:
 
     def _table(self, task: str) -> Table:
         cells = [r for r in self.records if r.task == task]
+        metrics = tuple(metric_of(m.name, cells[0].sigma_y) for m in self.metrics)
         best = {
             m.name: statistics.significantly_best(self.scores(task, m.name), m.direction)
-            for m in self.metrics
+            for m in metrics
             if m.direction != "none"
         }
         rows = []
@@ -192,7 +200,7 @@ class Summary:
             task,
             next(iter(_unique(r.operator for r in cells)), ""),
             cells[0].sigma_y,
-            self.metrics,
+            metrics,
             self.costs,
             tuple(rows),
             tuple(self._published(task, rows)),
@@ -222,7 +230,13 @@ class Summary:
                 return Entry(Interval(g.value, math.nan, math.nan, self._images_done(task, sampler), "none"))
         reason = next((g.reason for g in groups if g.reason), None) or self.unavailable.get(metric)
         if not reason:
-            reason = "no restoration came out" if not self._images_done(task, sampler) else "not computed in this run"
+            reason = (
+                "no restoration came out"
+                if not self._images_done(task, sampler)
+                else "not computed in this run"
+                if self.missing <= 0
+                else "not computed, for the run has not ended"
+            )
         return Entry(None, reason=reason)
 
     def _images_done(self, task: str, sampler: str) -> int:
@@ -332,6 +346,9 @@ class Summary:
 
     def _caveats(self) -> list[str]:
         said = []
+        if self.missing > 0:
+            whole = self.missing + len(self.records)
+            said.append(f"The run is not complete: {_count(self.missing, 'cell')} of {whole:,} are missing.")
         if self.info.get("images_from_prior"):
             said.append(
                 "The true images were drawn from the backbone's own prior, so that the prior is exactly right; on "
@@ -539,9 +556,14 @@ def _same_name(a: str, b: str) -> bool:
     return a.casefold() == b.casefold()
 
 
-def metric_of(name: str) -> Metric:
-    """The metric called `name`; one that isn't registered (any more) has no direction."""
-    return METRICS.get(name) or Metric(name, name, "none", "", "truth", "not registered here")
+def metric_of(name: str, sigma_y: float = 0.0) -> Metric:
+    """The metric called `name`, on a task with this noise.
+
+    One that isn't registered (any more) has no direction. Neither has the misfit of a noisy measurement, where less than
+    the noise means that the noise was restored too.
+    """
+    metric = METRICS.get(name) or Metric(name, name, "none", "", "truth", "not registered here")
+    return replace(metric, direction="none") if metric.needs == "measurement" and sigma_y > 0 else metric
 
 
 def goodness_of(value: float, metric: Metric) -> float:
