@@ -1,0 +1,295 @@
+"""Priors whose posterior is known, and the measurements to try on them: what `truth` is run on.
+
+All priors live in model range. The 25-mode mixture of the MCGDiff paper has its means at up to +-16 with unit variance;
+here it is multiplied by 1/20, so that the modes lie within +-0.8 with standard deviation 0.05, and a sampler's clipping to
+[-1, 1] touches no more than the tails beyond four standard deviations. The posterior stays the same but for the unit:
+sigma_y = 0.05 here is 1 there. ``gmm25(scale=1)`` gives the original units; it leaves [-1, 1], so `truth` runs samplers with
+``clip=False`` there (`Prior.clip`); DiffPIR always clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.backbones.analytic import GaussianBackbone
+from invdiff.backbones.base import Backbone
+from invdiff.backbones.mixture import GaussianMixtureBackbone
+from invdiff.backbones.network import NetworkBackbone
+from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.errors import InvdiffError, near_match
+from invdiff.operators import Colorization, Identity, LinearOperator, Mask, MatrixOperator, SuperResolution
+
+AnalyticPrior = GaussianBackbone | GaussianMixtureBackbone
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """A prior and what is to be known about it.
+
+    Attributes:
+        name: as in `PRIORS`.
+        backbone: its exact denoiser, with `prior_sample` and `posterior`.
+        clip: False where the prior leaves [-1, 1], so that samplers must not clip.
+        about: one line for reports.
+    """
+
+    name: str
+    backbone: AnalyticPrior
+    clip: bool
+    about: str
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether mean and covariance say everything."""
+        return isinstance(self.backbone, GaussianBackbone)
+
+
+# ---- the priors -------------------------------------------------------------------------------------------------
+
+
+def correlated_gaussian(
+    shape: tuple[int, int, int] = (1, 1, 8), std: float = 0.25, correlation: float = 0.8
+) -> GaussianBackbone:
+    """A stationary Gaussian: ``C_ij = std^2 correlation^|i - j|`` along height and width, 0.5 between channels.
+
+    Args:
+        shape: (C, H, W), d = C H W up to a few hundred (the covariance is dense).
+        std: of every pixel, model range.
+        correlation: of neighbouring pixels.
+    """
+    channels, height, width = shape
+    across = 0.5 * torch.eye(channels, dtype=torch.float64) + 0.5 * torch.ones(channels, channels, dtype=torch.float64)
+    covariance = std**2 * torch.kron(across, torch.kron(_decay(height, correlation), _decay(width, correlation)))
+    return GaussianBackbone(torch.zeros(shape), covariance.float(), name=f"gaussian{height}x{width}")
+
+
+def image_gaussian(
+    shape: tuple[int, int, int] = (1, 16, 16), std: float = 0.25, slope: float = 2.0
+) -> GaussianBackbone:
+    """A Gaussian "image": power falls with spatial frequency as ``(f^2 + f_0^2)^(-slope / 2)``, as in photographs.
+
+    Args:
+        shape: (C, H, W); channels are independent. Periodic, so the covariance is diagonal under the Fourier transform.
+        std: of every pixel, model range.
+        slope: of the power spectrum; 2 is that of natural images.
+    """
+    _, height, width = shape
+    f2 = torch.fft.fftfreq(height).square()[:, None] + torch.fft.fftfreq(width).square()[None]
+    spectrum = (f2 + 1 / max(height, width) ** 2) ** (-slope / 2)
+    spectrum = spectrum * std**2 / spectrum.mean()
+    return GaussianBackbone.circulant(torch.zeros(shape), spectrum, name=f"gaussian-image{height}x{width}")
+
+
+def gmm25(dim: int = 8, seed: int = 0, scale: float = 1 / 20) -> GaussianMixtureBackbone:
+    """The 25-mode mixture of MCGDiff (Cardoso et al., ICLR 2024, arXiv:2308.07983), times `scale`.
+
+    Means (8 i, 8 j, 8 i, 8 j, ...) for i, j in -2..2, unit covariance, random weights (squares of normal numbers, normalised).
+
+    Args:
+        dim: 8, 80 and 800 in the paper; even. Images are (1, 1, dim).
+        seed: of the weights.
+        scale: multiplies x; see the module's docstring.
+    """
+    if dim < 2 or dim % 2:
+        raise InvdiffError(f"dim must be an even number of at least 2, got {dim}")
+    grid = torch.tensor([(8.0 * i, 8.0 * j) for i in range(-2, 3) for j in range(-2, 3)])
+    means = scale * grid.repeat(1, dim // 2).reshape(25, 1, 1, dim)
+    weights = torch.randn(25, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).square()
+    return GaussianMixtureBackbone(weights.float(), means, torch.tensor(scale**2), name=f"gmm25-{dim}")
+
+
+def two_modes16() -> GaussianMixtureBackbone:
+    """Two modes in 16 dimensions, weights 0.8 and 0.2, made for a measurement that sees 14 of them and hardly tells which.
+
+    After the test of Qiu et al. (arXiv:2602.04189); the means are ours: +-0.5 in the last two pixels, +-0.02 in the others,
+    standard deviation 0.1.
+    """
+    mean = torch.full((16,), 0.02)
+    mean[14:] = 0.5
+    means = torch.stack([mean, -mean]).reshape(2, 1, 1, 16)
+    return GaussianMixtureBackbone(torch.tensor([0.8, 0.2]), means, torch.tensor(0.01), name="two-modes16")
+
+
+def _decay(n: int, correlation: float) -> Tensor:
+    index = torch.arange(n, dtype=torch.float64)
+    return correlation ** (index[:, None] - index[None]).abs()
+
+
+def _photographs() -> GaussianMixtureBackbone:
+    from invdiff.backbones.zoo import load_backbone
+
+    backbone = load_backbone("cats64-gmm")
+    if not isinstance(backbone, GaussianMixtureBackbone):
+        raise InvdiffError(f"cats64-gmm must be a Gaussian mixture, got {type(backbone).__name__}")
+    return backbone
+
+
+PRIORS: dict[str, tuple[Callable[[], AnalyticPrior], bool, str]] = {
+    "gaussian8": (correlated_gaussian, True, "8 correlated pixels, std 0.25, correlation 0.8^|i-j|"),
+    "gaussian16x16": (image_gaussian, True, "a 16x16 image with the power spectrum of photographs"),
+    "gaussian-colour": (
+        lambda: correlated_gaussian((3, 8, 8)),
+        True,
+        "an 8x8 colour image, correlated in space and between channels",
+    ),
+    "gmm25-8": (lambda: gmm25(8), True, "25 modes in 8 dimensions (MCGDiff), times 1/20"),
+    "gmm25-80": (lambda: gmm25(80), True, "25 modes in 80 dimensions (MCGDiff), times 1/20"),
+    "gmm25-800": (lambda: gmm25(800), True, "25 modes in 800 dimensions (MCGDiff), times 1/20"),
+    "gmm25-8-original": (
+        lambda: gmm25(8, scale=1.0),
+        False,
+        "25 modes in 8 dimensions in the paper's own units, up to +-16",
+    ),
+    "two-modes16": (two_modes16, True, "two modes, 0.8 and 0.2, in 16 dimensions"),
+    "cats64-gmm": (_photographs, True, "a mixture fitted to 64x64 photographs of cats"),
+}
+"""Name -> (maker, whether samplers may clip, one line about it)."""
+
+
+def make_prior(name: str) -> Prior:
+    """A prior of `PRIORS`.
+
+    Raises:
+        InvdiffError: unknown name, or weights that are not there.
+    """
+    if name not in PRIORS:
+        raise InvdiffError(f"unknown prior {name!r}; one of {', '.join(PRIORS)}.{near_match(name, PRIORS)}")
+    make, clip, about = PRIORS[name]
+    return Prior(name, make(), clip, about)
+
+
+# ---- the measurements -------------------------------------------------------------------------------------------
+
+OPERATORS = "mask-first-N, mask-centre, super-resolution-N, colorization, random-N, nothing"
+
+
+def make_operator(name: str, image_shape: tuple[int, ...], seed: int = 0) -> LinearOperator:
+    """A measurement by name.
+
+    Args:
+        name: ``"mask-first-4"`` (the first 4 pixels of every row are known), ``"mask-centre"`` (the middle quarter is missing),
+            ``"super-resolution-4"`` (box averages of 4x4), ``"colorization"``, ``"random-4"`` (4 rows with random orthonormal
+            directions and singular values evenly from 1 down to 0.3), ``"nothing"`` (all pixels missing).
+        image_shape: (C, H, W).
+        seed: of the random matrix.
+
+    Raises:
+        InvdiffError: unknown name.
+    """
+    _, height, width = image_shape
+    kind, _, number = name.rpartition("-")
+    if name == "colorization":
+        return Colorization()
+    if name == "identity":
+        return Identity()
+    if name == "mask-centre":
+        mask = torch.ones(height, width)
+        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
+        return Mask(mask)
+    if number.isdigit() and kind == "mask-first":
+        mask = torch.zeros(height, width)
+        mask[:, : int(number)] = 1
+        return Mask(mask)
+    if number.isdigit() and kind == "super-resolution":
+        return SuperResolution(int(number), "box")
+    if number.isdigit() and kind == "random":
+        return random_matrix(int(number), math.prod(image_shape), seed)
+    raise InvdiffError(f"unknown operator {name!r}; one of {OPERATORS}")
+
+
+def random_matrix(rows: int, columns: int, seed: int = 0) -> MatrixOperator:
+    """A matrix with random singular vectors and singular values evenly from 1 down to 0.3, after MCGDiff (whose values are
+    uniform on (0, 1): none here is so small that a noise-free measurement could not be inverted in float32)."""
+    draws = torch.randn(columns, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    right, _ = torch.linalg.qr(draws)
+    square = torch.randn(rows, rows, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    left, _ = torch.linalg.qr(square)
+    return MatrixOperator(left @ torch.diag(torch.linspace(1.0, 0.3, rows, dtype=torch.float64)) @ right.mT)
+
+
+# ---- a learned denoiser of the same prior -----------------------------------------------------------------------
+
+
+class SmallDenoiser(nn.Module):
+    """A residual perceptron that predicts the noise in x_t, for priors of a few dimensions; it sees x_t and its sines and
+    cosines at four frequencies, so that it can learn narrow modes.
+
+    Args:
+        image_shape: (C, H, W).
+        T: number of times of its schedule.
+        width, blocks: size of the hidden layers, and how many residual blocks there are.
+        seed: of the first weights; the global generator is left alone.
+    """
+
+    def __init__(self, image_shape: tuple[int, ...], T: int, width: int = 128, blocks: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        d = math.prod(image_shape)
+        self.T = T
+        self.first = nn.Linear(9 * d + 17, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width + 17, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
+        )
+        self.last = nn.Linear(width, d)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
+                    layer.bias.zero_()
+            self.last.weight.zero_()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        u = (t.to(x.dtype) / self.T)[:, None]
+        waves = u * math.pi * 2 ** torch.arange(8, dtype=x.dtype, device=x.device) / 2
+        time = torch.cat([u, waves.sin(), waves.cos()], 1)
+        flat = x.flatten(1)
+        phases = (flat[..., None] * math.pi * 2 ** torch.arange(4, dtype=x.dtype, device=x.device)).flatten(1)
+        h = self.first(torch.cat([flat, phases.sin(), phases.cos(), time], 1))
+        for block in self.blocks:
+            h = h + block(torch.cat([h, time], 1))
+        return self.last(nn.functional.silu(h)).reshape(x.shape)
+
+
+def learned_denoiser(
+    backbone: AnalyticPrior, iterations: int = 4000, batch: int = 512, width: int = 128, seed: int = 0
+) -> Backbone:
+    """A small network trained on draws of `backbone`'s prior: a backbone like any user's, whose error is known.
+
+    Adam with a cosine learning rate on the mean squared error of the noise; the weights are averaged over the second half.
+
+    Args:
+        backbone: gives the draws, the image's shape and the schedule.
+        iterations, batch: of the training; 4,000 x 512 take about 20 s on one core in 8 dimensions.
+        width: of the network.
+        seed: of weights, draws and noise: the same seed gives the same network on the same machine.
+    """
+    schedule: NoiseSchedule = backbone.schedule.chain
+    with torch.random.fork_rng(devices=[]):  # the layers are first filled from the global generator
+        network = SmallDenoiser(backbone.image_shape, schedule.T, width, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations, eta_min=1e-5)
+    mean = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    levels = schedule.alpha_bar[: schedule.T].float()[:, None, None, None]
+    pool = backbone.prior_sample(max(20 * batch, 20_000), seed=seed).float()
+    with torch.enable_grad():
+        for step in range(iterations):
+            x0 = pool[torch.randint(len(pool), (batch,), generator=generator)]
+            t = torch.randint(schedule.T, (batch,), generator=generator)
+            noise = torch.randn(x0.shape, generator=generator)
+            x_t = levels[t] ** 0.5 * x0 + (1 - levels[t]) ** 0.5 * noise
+            loss = (network(x_t, t) - noise).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            decay.step()
+            if step >= iterations // 2:
+                mean.update_parameters(network)
+    return NetworkBackbone(
+        mean.module, schedule, backbone.image_shape, precision="float32", name=f"learned-{backbone.name}"
+    )

@@ -1,0 +1,132 @@
+"""The priors and measurements of the exact-truth benchmark."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from invdiff.benchmark.priors import (
+    PRIORS,
+    correlated_gaussian,
+    gmm25,
+    image_gaussian,
+    learned_denoiser,
+    make_operator,
+    make_prior,
+    random_matrix,
+    two_modes16,
+)
+from invdiff.errors import InvdiffError
+from invdiff.operators import Colorization, Mask, SuperResolution
+
+
+def test_the_correlated_gaussian_is_as_stated():
+    C = correlated_gaussian((1, 1, 8)).covariance
+    for i in range(8):
+        for j in range(8):
+            assert float(C[i, j]) == pytest.approx(0.0625 * 0.8 ** abs(i - j), rel=1e-5)
+
+
+def test_channels_are_correlated_too():
+    C = correlated_gaussian((3, 4, 4)).covariance
+    assert float(C[0, 0]) == pytest.approx(0.0625, rel=1e-5) and float(C[0, 16]) == pytest.approx(0.03125, rel=1e-5)
+
+
+def test_the_image_has_its_standard_deviation():
+    backbone = image_gaussian()
+    assert backbone.variance.sqrt().flatten().tolist() == pytest.approx([0.25] * 256, rel=1e-5)
+
+
+@pytest.mark.parametrize("dim", [8, 80])
+def test_the_25_modes_are_those_of_the_paper(dim):
+    backbone = gmm25(dim)
+    means = backbone.means.reshape(25, -1) * 20
+    assert sorted({round(v) for v in means.flatten().tolist()}) == [-16, -8, 0, 8, 16]
+    assert torch.equal(means[:, 0::2], means[:, :1].expand(-1, dim // 2))
+    assert len({tuple(m.tolist()) for m in means[:, :2].round()}) == 25
+    assert float(backbone.weights.sum()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(gmm25(dim, seed=0).weights, backbone.weights) and not torch.equal(
+        gmm25(dim, seed=1).weights, backbone.weights
+    )
+    inside = backbone.prior_sample(2000).abs() <= 1
+    assert float(inside.double().mean()) > 0.9999
+
+
+def test_scaling_changes_nothing_but_the_unit():
+    small, large = gmm25(8), gmm25(8, scale=1.0)
+    operator = make_operator("random-1", (1, 1, 8))
+    y = operator(small.prior_sample(1, seed=3))
+    a, b = small.posterior(operator, y, 0.05), large.posterior(operator, 20 * y, 1.0)
+    assert torch.allclose(a.weights, b.weights, atol=1e-4)
+    assert torch.allclose(20 * a.mean, b.mean, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gmm25-8", "two-modes16"])
+def test_posterior_weights_agree_with_importance_sampling(name):
+    backbone = make_prior(name).backbone
+    operator = make_operator("random-1", backbone.image_shape, seed=2)
+    y = operator(backbone.prior_sample(1, seed=4))
+    x = backbone.prior_sample(200_000, seed=5)
+    likelihood = torch.exp(-0.5 * ((operator(x) - y).flatten(1) / 0.2).square().sum(1)).double()
+    expected = (likelihood[:, None] * backbone.responsibilities(x)).sum(0) / likelihood.sum()
+    assert torch.allclose(backbone.posterior(operator, y, 0.2).weights, expected, atol=0.01)
+
+
+def test_seeing_14_of_16_pixels_leaves_both_modes_open():
+    backbone = two_modes16()
+    operator = make_operator("mask-first-14", backbone.image_shape)
+    y = operator(backbone.prior_sample(1, seed=0))
+    weights = backbone.posterior(operator, y, 0.0).weights
+    assert 0.01 < float(weights.min()) < 0.5
+
+
+def test_every_prior_but_the_photographs_can_be_made():
+    for name in PRIORS:
+        if name == "cats64-gmm":
+            continue
+        prior = make_prior(name)
+        sample = prior.backbone.prior_sample(50)
+        assert sample.shape == (50, *prior.backbone.image_shape) and bool(torch.isfinite(sample).all())
+        assert prior.clip == (float(sample.abs().quantile(0.9)) <= 1)
+
+
+def test_names_of_operators():
+    assert isinstance(make_operator("mask-centre", (1, 16, 16)), Mask)
+    assert make_operator("mask-centre", (1, 16, 16)).known_fraction == 0.75
+    assert make_operator("mask-first-4", (1, 1, 8)).mask.flatten().tolist() == [True] * 4 + [False] * 4
+    assert isinstance(make_operator("colorization", (3, 8, 8)), Colorization)
+    operator = make_operator("super-resolution-4", (1, 16, 16))
+    assert isinstance(operator, SuperResolution) and operator.measurement_shape((1, 16, 16)) == (1, 4, 4)
+
+
+def test_the_random_matrix_has_its_singular_values():
+    matrix = random_matrix(4, 8, seed=1).matrix
+    assert torch.linalg.svdvals(matrix).tolist() == pytest.approx([1.0, 2.3 / 3, 1.6 / 3, 0.3])
+    assert torch.equal(matrix, random_matrix(4, 8, seed=1).matrix)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: make_prior("gmm26"), lambda: make_operator("blur", (1, 8, 8)), lambda: gmm25(7)]
+)
+def test_unknown_names_are_refused(make):
+    with pytest.raises(InvdiffError):
+        make()
+
+
+def test_the_learned_denoiser_learns_and_leaves_the_global_generator_alone():
+    backbone = two_modes16()
+    before = torch.get_rng_state()
+    network = learned_denoiser(backbone, iterations=150, batch=128, width=64)
+    again = learned_denoiser(backbone, iterations=150, batch=128, width=64)
+    assert torch.equal(torch.get_rng_state(), before)
+    x0, noise = (
+        backbone.prior_sample(500, seed=8),
+        torch.randn(500, 1, 1, 16, generator=torch.Generator().manual_seed(0)),
+    )
+    a = backbone.schedule.level(400)
+    x_t = math.sqrt(a) * x0 + math.sqrt(1 - a) * noise
+    exact, learned = backbone.predict(x_t, 400).eps, network.predict(x_t, 400).eps
+    assert float((learned - exact).square().mean()) < 0.2 * float(exact.square().mean())
+    assert torch.equal(learned, again.predict(x_t, 400).eps)
