@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -309,8 +310,12 @@ def rank_table(names: Sequence[str], table: NDArray[np.float64], *, alpha: float
 
 def critical_difference(samplers: int, blocks: int, alpha: float = ALPHA) -> float:
     """Nemenyi's ``q_alpha sqrt(k (k + 1) / (6 N))``, q the studentized range over sqrt(2) (Demšar, 2006, eq. 6)."""
-    q = float(stats.studentized_range.ppf(1 - alpha, samplers, np.inf)) / math.sqrt(2)
-    return q * math.sqrt(samplers * (samplers + 1) / (6 * blocks))
+    return _studentized_range(samplers, alpha) / math.sqrt(2) * math.sqrt(samplers * (samplers + 1) / (6 * blocks))
+
+
+@lru_cache
+def _studentized_range(samplers: int, alpha: float) -> float:
+    return float(stats.studentized_range.ppf(1 - alpha, samplers, np.inf))
 
 
 def _groups(ranks: Mapping[str, float], width: float) -> tuple[tuple[str, ...], ...]:

@@ -460,7 +460,7 @@ def markdown(summary: Summary, title: str) -> str:
         for row in table.rows:
             cells = [_marked(row.entries[m.name], m, "**{}**".format) for m in columns]
             said.append(f"| {_md(row.sampler)} | {' | '.join(cells)} | {row.images} | {row.failed} |")
-        said += ["", *(f"{m}: {NOT_AVAILABLE}. {reason}" for m, reason in reasons(table).items())]
+        said += ["", *(f"- {NOT_AVAILABLE}: {', '.join(names)}. {why}" for why, names in reasons(table).items())]
         if table.published and summary.run.suite.published is not None:
             said += ["", f"Published: {summary.run.suite.published.source}. {summary.run.suite.published.note}", ""]
             said += ["| setting | method | metric | published | ours |", "|---|---|---|---|---|"]
@@ -477,10 +477,14 @@ def markdown(summary: Summary, title: str) -> str:
 
 
 def latex(summary: Summary) -> str:
-    r"""The tables in LaTeX, for ``\usepackage{booktabs}``."""
+    r"""The tables in LaTeX, for ``\usepackage{booktabs}``; columns without any number, VJPs and memory are left out."""
     said = ["% \\usepackage{booktabs}", ""]
     for table in summary.tables:
-        columns = (*table.metrics, *table.costs)
+        columns = [
+            m
+            for m in (*table.metrics, *table.costs)
+            if m.name not in ("vjps", "peak_memory") and any(r.entries[m.name].value is not None for r in table.rows)
+        ]
         arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→1": r"$\to 1$"}
         heads = []
         for m in columns:
@@ -510,13 +514,14 @@ def latex(summary: Summary) -> str:
     return "\n".join(said)
 
 
-def reasons(table: Table) -> dict[str, str]:
-    """Label of a metric -> why it is missing in some line of the table."""
-    found: dict[str, str] = {}
-    for m in table.metrics:
-        for row in table.rows:
+def reasons(table: Table) -> dict[str, list[str]]:
+    """Why numbers are missing in some line of the table -> the labels of their metrics."""
+    found: dict[str, list[str]] = {}
+    for row in table.rows:
+        for m in table.metrics:
             if row.entries[m.name].value is None:
-                found.setdefault(m.label, row.entries[m.name].reason)
+                labels = found.setdefault(row.entries[m.name].reason, [])
+                labels += [m.label] * (m.label not in labels)
     return found
 
 
