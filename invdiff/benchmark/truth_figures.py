@@ -59,10 +59,9 @@ def draw_figures(folder: Path, rows: Rows) -> list[Path]:
     with matplotlib.rc_context(_STYLE):
         distances = [row for row in rows if row["part"] == "distances"]
         drawn["overview"] = overview(distances, plain)
-        small = {
-            (row["task"], row["sigma_y"]) for row in distances if row["metrics"].get("w2_unseen", 1.0) < _USEFUL_FLOOR
-        }
-        drawn["distances"] = bars([row for row in distances if (row["task"], row["sigma_y"]) in small], plain, look)
+        gaussian = [row for row in distances if "w2_unseen" in row["metrics"]]
+        small = [row for row in gaussian if len(row["metrics"]["ratios_unseen"]) <= _FEW_DIRECTIONS]
+        drawn["distances"] = bars(small, plain, look)
         drawn["steps"] = curves([row for row in rows if row["part"] == "steps"], look)
         drawn["calibration"] = calibration([row for row in rows if row["part"] == "calibration"], look)
         drawn["denoiser"] = denoiser([row for row in rows if row["part"] == "denoiser"])
