@@ -351,8 +351,8 @@ class Summary:
             said.append(f"The run is not complete: {_count(self.missing, 'cell')} of {whole:,} are missing.")
         if self.info.get("images_from_prior"):
             said.append(
-                "The true images were drawn from the backbone's own prior, so that the prior is exactly right; on "
-                "photographs every sampler is likely to do worse."
+                "The true images were drawn from the backbone's own prior, the setting that suits it best; on photographs "
+                "expect other numbers, and perhaps another order."
             )
         if 1 < len(self.images) < 10:
             said.append(f"With {len(self.images)} images the intervals are narrower than they should be.")
