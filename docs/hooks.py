@@ -339,12 +339,66 @@ def read_rows(name: str) -> list[dict[str, Any]] | None:
     return None
 
 
-def data_markdown(name: str) -> str:
-    """`docs/data/NAME.md`, written by a script, headings left out."""
+def data_markdown(name: str, level: int = 0) -> str:
+    """`docs/data/NAME.md`, written by a script; its title is left out, other headings sink below `level` (0 drops all)."""
     file = DATA / f"{name}.md"
     if not file.is_file():
         return note(f"`docs/data/{name}.md` has not been written yet.")
-    return re.sub(r"^#+ .*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE).strip()
+    text = re.sub(r"\A# .*\n", "", file.read_text(encoding="utf-8"))
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    if level == 0:
+        return re.sub(r"^#+ .*\n", "", text, flags=re.MULTILINE).strip()
+    return re.sub(r"^(#+) ", lambda m: "#" * min(6, len(m[1]) + level - 1) + " ", text, flags=re.MULTILINE).strip()
+
+
+def suite_results() -> str:
+    """The tables of every suite whose results are in docs/data, each below the command that made it."""
+    parts = []
+    for file in sorted(DATA.glob("suite_*.json")):
+        info = json.loads(file.read_text(encoding="utf-8"))
+        seeds = info.get("seeds", [])
+        about = f"{info.get('images')} images, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+        name = file.stem.removeprefix("suite_")
+        parts.append(f"### {name}\n\n`{info.get('command')}`: {about}.\n\n{data_markdown(file.stem, 3)}")
+    if not parts:
+        return note(
+            "No suite has been run for this copy of the pages. `invdiff bench quick --out runs/quick` runs the first one, and "
+            "`python docs/figures/results.py runs/quick` puts its tables here."
+        )
+    return "\n\n".join(parts)
+
+
+def posterior_table() -> str:
+    """The Gaussian table of the benchmark's truth part."""
+    if not (DATA / "posterior_table.md").is_file():
+        return note("`python docs/figures/results.py --posterior` makes this table.")
+    return data_markdown("posterior_table") + "\n\n" + provenance("posterior_table")
+
+
+def truth_suite() -> str:
+    """Figures and tables of `invdiff bench truth`."""
+    if not (DATA / "truth.md").is_file():
+        return note(
+            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`, then "
+            "`python docs/figures/results.py --truth runs/truth`."
+        )
+    parts = []
+    for picture in sorted((DOCS / "assets" / "figures").glob("truth_*.png")):
+        parts.append(figure(picture.stem, picture.stem.removeprefix("truth_").replace("_", " ").capitalize() + "."))
+    tables = data_markdown("truth", 2)
+    parts.append('??? note "All tables"\n\n' + textwrap.indent(tables, "    "))
+    return "\n\n".join(parts)
+
+
+def speed_tables() -> str:
+    """What `benchmarks/speed.py` wrote."""
+    files = sorted(DATA.glob("speed*.md"))
+    if not files:
+        return note(
+            "Not measured for this copy of the pages: `python benchmarks/speed.py`, then "
+            "`python docs/figures/results.py --speed FOLDER`."
+        )
+    return "\n\n".join(data_markdown(file.stem, 2) for file in files)
 
 
 def provenance(name: str) -> str:
@@ -390,6 +444,10 @@ MACROS: dict[str, Callable[..., str]] = {
         figure,
         data_table,
         data_markdown,
+        suite_results,
+        posterior_table,
+        truth_suite,
+        speed_tables,
         provenance,
     )
 }

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import subprocess
 import sys
 import time
 import warnings
@@ -38,7 +40,7 @@ from invdiff.backbones import (
 )
 from invdiff.data import chelsea64
 from invdiff.images import from_pil
-from invdiff.operators import FunctionOperator, WalshHadamard, gaussian_kernel
+from invdiff.operators import FunctionOperator, WalshHadamard, gaussian_kernel, mask_names
 from invdiff.plotting import new_figure, picture_grid, show_missing
 from invdiff.samplers import jumps, network_calls
 
@@ -374,7 +376,7 @@ def operators() -> Any:
         elif y.ndim == 4 and y.shape[1] in (1, 3) and y.shape[-1] > 4:
             measured.append(unit(y)[0].clamp(0, 1))
         else:
-            flat = y.flatten()[: 3 * 46 * 46].reshape(3, 46, 46)
+            flat = y.flatten()[: 3 * 45 * 45].reshape(3, 45, 45)
             measured.append((0.5 + flat / (6 * flat.std())).clamp(0, 1))
         back.append(unit(A.pinv(y))[0].clamp(0, 1))
         unseen.append((0.5 + A.complement(x)[0] / 2).clamp(0, 1))
@@ -396,6 +398,18 @@ def infinitely_many() -> Any:
         columns,
         ["picture x", "A x, 8×8"],
         size=1.15,
+    )
+
+
+@figure
+def masks() -> Any:
+    """Every mask generator at 64x64."""
+    names = mask_names()
+    return picture_grid(
+        [[make_mask(name, 64, seed=3).float()[None] for name in names]],
+        [name.replace("_", " ") for name in names],
+        [""],
+        size=0.95,
     )
 
 
@@ -441,13 +455,13 @@ def jump_schedule() -> Any:
 @figure
 def resampling() -> Any:
     """n = 1, 2, 5, 10, 20 passes, and the same number of network calls spent on a slower descent."""
-    A, count = Mask(HALF), 4
+    A, count = Mask(HALF), 3
     known = show_missing(A(photo())[0], HALF.float()[None])
     rows, labels, table = [], [], []
     columns = ["measurement"]
     resampled, slowed, below, below2 = [known], [known], [""], [""]
     for n in (1, 2, 5, 10, 20):
-        options = {"steps": 50, "jump_length": 5, "jump_n_sample": n}
+        options = {"steps": 40, "jump_length": 5, "jump_n_sample": n}
         a = solve(A, photo(), "repaint", backbone=backbone(), n_samples=count, seed=0, **options)
         resampled.append(a.x[0].clamp(0, 1))
         b = solve(A, photo(), "repaint", backbone=backbone(), n_samples=count, seed=0, steps=a.nfe, jump_n_sample=1)
@@ -460,7 +474,7 @@ def resampling() -> Any:
                 {
                     "how": what,
                     "r": n if what == "resampling" else 1,
-                    "steps": 50 if what == "resampling" else a.nfe,
+                    "steps": 40 if what == "resampling" else a.nfe,
                     "network calls": it.nfe,
                     "seam": round(seam(it.x), 3),
                     "PSNR": round(float(np.mean([psnr(x[None], photo()) for x in it.x])), 2),
@@ -572,7 +586,7 @@ def gradients() -> Any:
         "box ×4": SuperResolution(4, "box"),
         "blur": Blur(gaussian_kernel(9, 1.6)),
     }
-    settings = {"ddnm": {"steps": 100}, "dps": {"steps": 250}, "mcg": {"steps": 250}, "pigdm": {"steps": 100}}
+    settings = {"ddnm": {"steps": 100}, "dps": {"steps": 150}, "mcg": {"steps": 150}, "pigdm": {"steps": 60}}
     rows, captions, table = [], [], []
     for task, A in tasks.items():
         y = A(photo())
@@ -623,7 +637,7 @@ def proximal() -> Any:
 @figure
 def filters() -> Any:
     """f(lambda) of every method: how much of the residual is taken up in a direction of squared singular value lambda."""
-    drawn, axes = axes_figure(8.6, 2.9, 3, sharey=True)
+    drawn, axes = axes_figure(8.6, 3.1, 3, sharey=True)
     squared = torch.logspace(-3, 0, 200, dtype=torch.float64)
     schedule, sigma, eta = NoiseSchedule.linear(), 0.1, 0.85
     for one, t in zip(axes, (800, 400, 100), strict=True):
@@ -640,8 +654,8 @@ def filters() -> Any:
         one.set_title(f"t = {t}, ᾱ = {a:.2g}", fontsize=9)
         one.set_xlabel("squared singular value λ", fontsize=9)
     axes[0].set_ylabel("share taken up, λ f(λ)", fontsize=9)
-    axes[2].legend(fontsize=7, frameon=False, loc="lower right")
-    drawn.tight_layout()
+    drawn.legend(*axes[2].get_legend_handles_labels(), fontsize=8, frameon=False, loc="lower center", ncol=5)
+    drawn.tight_layout(rect=(0, 0.1, 1, 1))
     return drawn
 
 
@@ -652,7 +666,7 @@ def two_bananas() -> GaussianMixtureBackbone:
     """A mixture on the plane whose posterior given the first number has two unequal modes."""
     means = torch.tensor([[-0.5, -0.55], [-0.15, 0.45], [0.25, -0.2], [0.6, 0.5]]).reshape(4, 1, 1, 2)
     scale = torch.tensor([[0.012, 0.02], [0.03, 0.012], [0.02, 0.02], [0.01, 0.03]]).reshape(4, 1, 1, 2)
-    return GaussianMixtureBackbone(means, scale, torch.tensor([0.3, 0.25, 0.25, 0.2]))
+    return GaussianMixtureBackbone(torch.tensor([0.3, 0.25, 0.25, 0.2]), means, scale)
 
 
 TOY_SETTINGS: dict[str, dict[str, Any]] = {
@@ -851,7 +865,7 @@ def measured() -> Any:
     from invdiff.metrics import ssim
 
     b = backbone()
-    truths = torch.cat([photo(), sample(b, 5, steps=250, seed=100).x.clamp(0, 1)])
+    truths = torch.cat([photo(), sample(b, 3, steps=250, seed=100).x.clamp(0, 1)])
     tasks = {
         "half missing": (Mask(HALF), 0.0),
         "strokes missing": (Mask(make_mask("wide", 64, seed=3)), 0.0),
@@ -889,7 +903,7 @@ def measured() -> Any:
                     )
                 )
     keep_data(
-        "measured", table, "Mean over Chelsea and five pictures drawn from cats64 itself, one seed, fast settings"
+        "measured", table, "Mean over Chelsea and three pictures drawn from cats64 itself, one seed, fast settings"
     )
     drawn, axes = axes_figure(8.8, 4.6, 3, 2)
     for one, task in zip(axes.ravel(), tasks, strict=True):
@@ -937,6 +951,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="names, separated by commas")
     parser.add_argument("--missing", action="store_true", help="leave out those whose file exists")
     parser.add_argument("--list", action="store_true", help="names of the figures")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     given = parser.parse_args(arguments)
     names = list(_figures) if given.only is None else given.only.split(",")
     if unknown := [n for n in names if n not in _figures]:
@@ -945,10 +960,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{n:20s} {(_figures[n].__doc__ or '').splitlines()[0]}" for n in names))
         return 0
     FIGURES.mkdir(parents=True, exist_ok=True)
+    if given.missing:
+        names = [n for n in names if not any((FIGURES / f"{n}{e}").exists() for e in (".png", ".gif"))]
+    if given.jobs > 1 and len(names) > 1:
+        parts = [names[i :: given.jobs] for i in range(given.jobs)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = [
+            subprocess.Popen([sys.executable, __file__, "--only", ",".join(part)], env=environment)
+            for part in parts
+            if part
+        ]
+        return max(process.wait() for process in running)
     failed = []
     for name in names:
-        if given.missing and any((FIGURES / f"{name}{e}").exists() for e in (".png", ".gif")):
-            continue
         started = time.perf_counter()
         try:
             made = _figures[name]()
