@@ -11,17 +11,31 @@ import torch
 from PIL import Image
 
 import invdiff as iv
+from invdiff.cli import main
 from invdiff.data import chelsea64
 from invdiff.data.make_chelsea64 import make
 
 
-def invdiff(*words: object, cwd=None, ok: bool = True) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "invdiff", *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300
-    )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return " ".join((done.stdout + done.stderr).split())
+@pytest.fixture
+def invdiff(monkeypatch, capsys):
+    """Run the command in this process: (words, folder) -> what it printed."""
+
+    def run(*words: object, cwd=None, ok: bool = True) -> str:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "400")
+        monkeypatch.setattr(sys, "argv", ["invdiff", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+            sys.exit(0)
+        printed = capsys.readouterr()
+        said = " ".join((printed.out + printed.err).split())
+        assert (end.value.code in (0, None)) == ok, said
+        assert "Traceback" not in said
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +52,7 @@ def test_the_demonstration_photo_is_cut_by_its_script():
     assert np.abs(np.asarray(make(), int) - np.asarray(chelsea64(), int)).max() <= 1
 
 
-def test_solve_a_masked_photo(photo):
+def test_solve_a_masked_photo(photo, invdiff):
     out = invdiff("solve", "photo.png", "--mask", "mask.png", "-s", "ddnm", "--steps", 4, "-o", "r.png", cwd=photo)
     assert "75 % of the pixels are known" in out and "4 network calls" in out
     restored = np.asarray(Image.open(photo / "r.png"))
@@ -46,7 +60,7 @@ def test_solve_a_masked_photo(photo):
     assert np.array_equal(restored[mask], np.asarray(chelsea64())[mask])
 
 
-def test_samples_options_and_the_other_way_round(photo):
+def test_samples_options_and_the_other_way_round(photo, invdiff):
     out = invdiff(
         *("solve", "photo.png", "--mask", "mask.png", "--invert-mask", "-s", "repaint", "--steps", 4, "-n", 2),
         *("-O", "jump_length=2", "-O", "jump_n_sample=2", "-o", "two.png", "--figure", "f.png", "--animate", "a.gif"),
@@ -56,14 +70,14 @@ def test_samples_options_and_the_other_way_round(photo):
     assert (photo / "f.png").exists() and Image.open(photo / "a.gif").n_frames > 3
 
 
-def test_colorization_of_a_grey_picture(photo):
+def test_colorization_of_a_grey_picture(photo, invdiff):
     invdiff("solve", "grey.png", "-a", "colorization", "--steps", 3, "-o", "c.png", cwd=photo)
     restored = torch.from_numpy(np.asarray(Image.open(photo / "c.png")).astype(np.float32))
     grey = torch.from_numpy(np.asarray(Image.open(photo / "grey.png")).astype(np.float32))
     assert (restored.mean(-1) - grey).abs().mean() < 2  # 8-bit rounding and clipping apart
 
 
-def test_simulate_reports_the_error(photo):
+def test_simulate_reports_the_error(photo, invdiff):
     out = invdiff(
         *(
             "solve",
@@ -84,13 +98,13 @@ def test_simulate_reports_the_error(photo):
     assert "PSNR" in out and "SSIM" in out
 
 
-def test_every_operator_by_name(photo):
+def test_every_operator_by_name(photo, invdiff):
     for name in ("blur", "identity", "compressed-sensing", "fourier", "sr"):
         invdiff("solve", "photo.png", "--simulate", "-a", name, "--steps", 2, "-o", "o.png", "-q", cwd=photo)
 
 
 @pytest.mark.parametrize(("fit", "size"), [("crop", (64, 64)), ("resize", (64, 64)), ("pad", (50, 40))])
-def test_photos_of_other_sizes(photo, fit, size):
+def test_photos_of_other_sizes(photo, invdiff, fit, size):
     given = (90, 80) if fit != "pad" else size[::-1]
     chelsea64().resize(given).save(photo / "other.png")
     words = ("solve", "other.png", "--mask", "half", "--steps", 2, "-o", "fit.png")
@@ -126,12 +140,12 @@ def test_photos_of_other_sizes(photo, fit, size):
         (("download", "ddpm-dog-256"), "Did you mean"),
     ],
 )
-def test_mistakes_are_one_sentence(photo, words, message):
+def test_mistakes_are_one_sentence(photo, invdiff, words, message):
     out = invdiff(*words, cwd=photo, ok=False)
     assert message in out and "error:" in out
 
 
-def test_lists_and_help(photo):
+def test_lists_and_help(photo, invdiff):
     assert "jump_n_sample = 10" in invdiff("list", "samplers")
     assert "SuperResolution" in invdiff("list", "operators")
     assert "cats64" in invdiff("list", "backbones")
@@ -144,6 +158,13 @@ def test_lists_and_help(photo):
     assert Image.open(photo / "m.png").size == (50, 30)
 
 
-def test_sample_draws_from_the_prior(photo):
+def test_sample_draws_from_the_prior(photo, invdiff):
     invdiff("sample", "-n", 2, "--steps", 3, "-o", "s.png", cwd=photo)
     assert (photo / "s-1.png").exists()
+
+
+def test_the_command_itself_answers_and_fails_with_a_status(photo):
+    done = subprocess.run(
+        [sys.executable, "-m", "invdiff", "solve", "gone.png"], capture_output=True, text=True, cwd=photo
+    )
+    assert done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
