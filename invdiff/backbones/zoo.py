@@ -45,7 +45,7 @@ def load_backbone(
 
     Args:
         name_or_path: a registered or embedded name (`backbone_names`); a folder saved by the trainer; a mixture model's
-            ``.safetensors``; a folder in diffusers' format or ``owner/name`` on its hub; a guided-diffusion ``.pt``.
+            ``.safetensors``; a folder in diffusers' format or ``owner/name`` on its hub; a guided-diffusion ``.pt``; a DDPM ``.ckpt``.
         precision: of the network, see `NetworkBackbone`. Mixture models keep the precision of their parameters.
         compile: wrap the network in `torch.compile`.
         device: where to run; the CPU by default.
@@ -69,6 +69,10 @@ def load_backbone(
         return _load_folder(path, **run, **options)
     if path.is_file() and path.suffix == ".safetensors":
         return _load_mixture(path, device=device, **options)
+    if path.is_file() and path.suffix == ".ckpt":
+        from invdiff.backbones.ddpm import load_ddpm
+
+        return load_ddpm(path, **run, **options)
     if path.is_file() and path.suffix in _CHECKPOINTS:
         from invdiff.backbones.guided_diffusion import load_guided_diffusion
 
@@ -78,7 +82,7 @@ def load_backbone(
     if (
         name.count("/") == 1
         and not name.startswith((".", "/", "~"))
-        and path.suffix not in (*_CHECKPOINTS, ".safetensors")
+        and path.suffix not in (*_CHECKPOINTS, ".ckpt", ".safetensors")
     ):
         from invdiff.backbones.huggingface import load_diffusers
 
