@@ -311,3 +311,10 @@ def test_bad_guidance_is_refused(gaussian, clean):
             quiet_solve(iv.Identity(), clean, "ddnm", backbone=gaussian, steps=3, guidance=bad)
     with pytest.raises(InvdiffError, match="differentiably"):
         quiet_solve(iv.Identity(), clean, "ddnm", backbone=gaussian, steps=3, guidance=lambda x: torch.zeros(4))
+
+
+def test_a_drawn_image_is_not_retraced_by_a_restoration_with_its_seed(gaussian):
+    x = iv.sample(gaussian, 1, steps=50, seed=4, clip=False).x
+    nothing = iv.Mask(torch.zeros(16, 16))
+    again = quiet_solve(nothing, 2 * x - 1, "replacement", backbone=gaussian, steps=50, seed=4, clip=False).x
+    assert float(((again + 1) / 2 - x).square().mean()) > 0.5 * float((x - 0.5).square().mean())

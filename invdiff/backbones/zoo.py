@@ -45,7 +45,8 @@ def load_backbone(
 
     Args:
         name_or_path: a registered or embedded name (`backbone_names`); a folder saved by the trainer; a mixture model's
-            ``.safetensors``; a folder in diffusers' format or ``owner/name`` on its hub; a guided-diffusion ``.pt``; a DDPM ``.ckpt``.
+            ``.safetensors``; a folder in diffusers' format or ``owner/name`` on its hub; a guided-diffusion ``.pt``;
+            a DDPM ``.ckpt``.
         precision: of the network, see `NetworkBackbone`. Mixture models keep the precision of their parameters.
         compile: wrap the network in `torch.compile`.
         device: where to run; the CPU by default.

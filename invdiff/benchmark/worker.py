@@ -170,7 +170,7 @@ class Worker:
                 entry.name,
                 backbone=self.backbone,
                 sigma_y=task.sigma_y,
-                seed=[cell.seed for cell in batch.cells],
+                seed=[restoration_seed(cell.image, cell.seed) for cell in batch.cells],
                 batch_size=len(numbers),
                 progress=False,
                 **entry.options,
@@ -268,6 +268,12 @@ def _record(
 def measurement_seed(task: str, image: str) -> int:
     """Seed of the measurement's noise: of the task and the image alone, so that every sampler gets the same measurement."""
     digest = hashlib.blake2b(f"{task}/{image}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def restoration_seed(image: str, seed: int) -> int:
+    """Seed of a restoration: of the image and the cell's seed alone, so that samplers share their noise and images do not."""
+    digest = hashlib.blake2b(f"{image}/{seed}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -29,6 +29,9 @@ class Unconditional(Sampler):
         "Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020; Song et al., DDIM, ICLR 2021"
     )
 
+    def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
+        return noise("prior/init")
+
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
@@ -36,8 +39,8 @@ class Unconditional(Sampler):
         a_t, a_s = schedule.level(t), schedule.level(s)
         x0 = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
         if self.eta == 1:
-            return ancestral(x_t, x0, t, s, schedule, prediction.log_variance, noise), x0
+            return ancestral(x_t, x0, t, s, schedule, prediction.log_variance, lambda role: noise(f"prior/{role}")), x0
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
         eps = (x_t - a_t**0.5 * x0) / (1 - a_t) ** 0.5
         x = a_s**0.5 * x0 + c2 * eps
-        return x + c1 * noise("step") if c1 > 0 else x, x0
+        return x + c1 * noise("prior/step") if c1 > 0 else x, x0
