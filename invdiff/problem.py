@@ -19,6 +19,7 @@ from invdiff.backbones.base import Backbone
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine, read_image
 from invdiff.operators.base import LinearOperator
+from invdiff.operators.nonlinear import NonlinearOperator
 
 _AVERAGING = ("mask", "super_resolution", "colorization", "blur", "identity")
 
@@ -35,7 +36,7 @@ class Problem:
         image_shape: (C, H, W) of x.
     """
 
-    operator: LinearOperator
+    operator: LinearOperator | NonlinearOperator
     y: Tensor
     y_given: Tensor
     sigma_y: float
@@ -51,7 +52,10 @@ class Problem:
         return self.operator.filtered_residual(f, self.y, x)
 
     def replace_known(self, x: Tensor, alpha_bar: float = 1.0, n: Tensor | None = None) -> Tensor:
-        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: the part of x that y sees, put at the level `alpha_bar` (1: as it is, no n)."""
+        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: x with the part that y sees from y, at the level `alpha_bar`.
+
+        At level 1 there is no noise and no `n`.
+        """
         known = self.pinv_y
         if n is not None:
             known = alpha_bar**0.5 * known + (1 - alpha_bar) ** 0.5 * self.operator.project(n)
@@ -63,7 +67,7 @@ class Problem:
 
 
 def build_problem(
-    operator: LinearOperator,
+    operator: LinearOperator | NonlinearOperator,
     y: Any,
     sigma_y: float,
     backbone: Backbone,
@@ -81,7 +85,7 @@ def build_problem(
     Raises:
         InvdiffError: names the argument, what it was and what is accepted.
     """
-    if not isinstance(operator, LinearOperator) and not hasattr(operator, "project"):
+    if not isinstance(operator, LinearOperator | NonlinearOperator):
         raise InvdiffError(
             f"operator must be an invdiff operator such as Mask(m) or SuperResolution(4), got {type(operator).__name__}; "
             "wrap a linear function as FunctionOperator(f)"
@@ -105,6 +109,9 @@ def build_problem(
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise InvdiffError(f"y holds {bad} values that are NaN or infinite; only finite measurements are accepted")
+    if isinstance(operator, NonlinearOperator):  # no range can be pushed through it: y is what h makes of model range
+        given = values.to(backbone.dtype)
+        return Problem(operator, given, given, 0.0, tuple(shape))
     offset = operator(torch.full(_stack(operator, shape), unit.offset, device=values.device, dtype=torch.float64))
     given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
     model = given if read is None else torch.where(read, given, 0.0)
@@ -112,7 +119,7 @@ def build_problem(
     return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape))
 
 
-def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: LinearOperator) -> tuple[Tensor, Affine]:
+def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: Any) -> tuple[Tensor, Affine]:
     """y as a (B, *wanted) tensor in the caller's values, and the map from these to model range."""
     if isinstance(y, list | tuple):
         if not y:
@@ -179,13 +186,13 @@ def _sigma(sigma_y: float, unit: Affine) -> float:
     return value
 
 
-def _stack(operator: LinearOperator, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+def _stack(operator: Any, image_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the smallest stack of images that the operator takes."""
     return (operator.batch_size or 1, *image_shape)
 
 
-def _check_mask(operator: LinearOperator) -> None:
-    known = operator.mask.flatten(1).float().mean(1)  # type: ignore[attr-defined]
+def _check_mask(operator: Any) -> None:
+    known = operator.mask.flatten(1).float().mean(1)
     lowest, highest = float(known.min()), float(known.max())
     if lowest == 0:
         warnings.warn(

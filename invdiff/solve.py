@@ -21,6 +21,7 @@ from invdiff.images import Affine
 from invdiff.noise import NoiseSource
 from invdiff.operators import Identity
 from invdiff.operators.base import LinearOperator
+from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
 from invdiff.samplers.base import Progress, Sampler, sampler_class, samplers_that
@@ -34,7 +35,7 @@ _NUMBERS_PER_BATCH = 2**19  # 42 images of 64x64, 2 of 256x256: fits a laptop wi
 
 
 def solve(
-    operator: LinearOperator,
+    operator: LinearOperator | NonlinearOperator,
     y: Any,
     sampler: str | Sampler | type[Sampler] = "ddnm",
     *,

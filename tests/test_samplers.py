@@ -318,3 +318,21 @@ def test_a_drawn_image_is_not_retraced_by_a_restoration_with_its_seed(gaussian):
     nothing = iv.Mask(torch.zeros(16, 16))
     again = quiet_solve(nothing, 2 * x - 1, "replacement", backbone=gaussian, steps=50, seed=4, clip=False).x
     assert float(((again + 1) / 2 - x).square().mean()) > 0.5 * float((x - 0.5).square().mean())
+
+
+# ---- measurements that are not linear ---------------------------------------------------------------------------
+
+
+def test_pigdm_undoes_quantisation(gaussian, clean):
+    """Equation 9 of the paper: a pseudo-inverse is all it needs. The restoration is nearer to x than h^+(y) is."""
+    box = iv.SuperResolution(4, "box")
+    h = iv.NonlinearOperator(lambda x: (9 * box(x)).round(), lambda y: box.pinv(y / 9), name="box average in 19 levels")
+    y = h(clean)
+    assert torch.equal(h(h.pinv(y)), y)
+    s = quiet_solve(h, y, "pigdm", backbone=gaussian, steps=100)
+    assert float((s.x - clean).square().mean()) < 0.8 * float((h.pinv(y) - clean).square().mean())
+    for sampler in ("ddnm", "diffpir", "repaint", "ddrm"):
+        x = quiet_solve(h, y, sampler, backbone=gaussian, **FEW_STEPS[sampler]).x
+        assert torch.isfinite(x).all()
+    with pytest.raises(InvdiffError, match="no adjoint"):
+        quiet_solve(h, y, "dps", backbone=gaussian, steps=3)

@@ -11,6 +11,7 @@ from invdiff.operators.identity import Identity
 from invdiff.operators.mask import Mask
 from invdiff.operators.masks import make_mask, mask_names
 from invdiff.operators.matrix import MatrixOperator
+from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.operators.registry import get_operator, operator_names, register_operator
 from invdiff.operators.super_resolution import SuperResolution
 from invdiff.operators.walsh_hadamard import WalshHadamard
@@ -39,6 +40,7 @@ __all__ = [
     "LinearOperator",
     "Mask",
     "MatrixOperator",
+    "NonlinearOperator",
     "Stack",
     "SuperResolution",
     "WalshHadamard",

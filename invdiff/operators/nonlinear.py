@@ -1,0 +1,93 @@
+"""Measurements that are not linear but can be undone as far as they go: quantisation, JPEG, clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError
+from invdiff.operators.base import Shape
+from invdiff.operators.spectrum import Filter
+
+
+class NonlinearOperator:
+    """A measurement ``y = h(x)`` with a pseudo-inverse h^+, that is ``h(h^+(h(x))) = h(x)`` (Song et al., 2023, eq. 9).
+
+    For `PiGDM`, and for the other samplers that need no adjoint (RePaint, DDNM, DDRM, DiffPIR): ``h^+(h(x))`` stands for
+    ``A^+ A x`` and every singular value counts as 1. MCG and DPS need an adjoint and refuse.
+
+        levels = NonlinearOperator(lambda x: (4 * x).round(), lambda y: y / 4)
+
+    Args:
+        forward: h, on images (B, C, H, W) in model range [-1, 1].
+        pinv: h^+, from h's own shape back to images.
+        name: what messages call it.
+    """
+
+    kind = "nonlinear"
+    batch_size = None
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], pinv: Callable[[Tensor], Tensor], name: str = "h") -> None:
+        if not callable(forward) or not callable(pinv):
+            raise InvdiffError("NonlinearOperator takes two functions: forward and its pseudo-inverse")
+        self._forward, self._pinv, self.name = forward, pinv, name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """h(x)."""
+        return self._forward(x)
+
+    def pinv(self, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        """h^+(y), (B, C, H, W)."""
+        return self._pinv(y)
+
+    def project(self, x: Tensor) -> Tensor:
+        """h^+(h(x)): the part of x that y sees."""
+        return self._pinv(self._forward(x))
+
+    def complement(self, x: Tensor) -> Tensor:
+        """x - h^+(h(x))."""
+        return x - self.project(x)
+
+    def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
+        """``f(1) (h^+(y) - h^+(h(x)))``."""
+        return torch.as_tensor(f(torch.ones((), dtype=torch.float64))).to(x.dtype) * (self._pinv(y) - self.project(x))
+
+    def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
+        """``f(0) (x - h^+(h(x))) + f(1) h^+(h(x))``."""
+        seen, unseen = (torch.as_tensor(f(torch.tensor(v, dtype=torch.float64))).to(x.dtype) for v in (1.0, 0.0))
+        return unseen * x + (seen - unseen) * self.project(x)
+
+    def adjoint(self, y: Tensor, image_shape: Shape | None = None) -> Tensor:
+        """There is none.
+
+        Raises:
+            InvdiffError: always.
+        """
+        raise InvdiffError(f"{self!r} is not linear and has no adjoint: MCG and DPS cannot use it; PiGDM and DDNM can")
+
+    def measure(self, x: Tensor, sigma_y: float = 0.0, seed: int | Sequence[int] = 0) -> Tensor:
+        """h(x); noise-free only."""
+        if sigma_y:
+            raise InvdiffError(f"{self!r} measures without noise; sigma_y must be 0, got {sigma_y}")
+        return self._forward(x)
+
+    def measurement_shape(self, image_shape: Shape) -> Shape:
+        """Shape of h's output for an image (C, H, W), without the batch."""
+        return tuple(self._forward(torch.zeros(1, *image_shape)).shape[1:])
+
+    def bind(self, image_shape: Shape) -> NonlinearOperator:
+        """Itself: its functions know their shapes."""
+        return self
+
+    def to(self, device: torch.device | str) -> NonlinearOperator:
+        """Itself: its functions follow their argument."""
+        return self
+
+    def __getitem__(self, index: object) -> NonlinearOperator:
+        """Itself: shared by all images."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"NonlinearOperator({self.name})"
