@@ -324,13 +324,13 @@ def test_a_drawn_image_is_not_retraced_by_a_restoration_with_its_seed(gaussian):
 
 
 def test_pigdm_undoes_quantisation(gaussian, clean):
-    """Equation 9 of the paper: a pseudo-inverse is all it needs. The restoration is nearer to x than h^+(y) is."""
+    """Equation 9 of the paper: a pseudo-inverse is all it needs. The mean restoration is nearer to x than h^+(y)."""
     box = iv.SuperResolution(4, "box")
     h = iv.NonlinearOperator(lambda x: (9 * box(x)).round(), lambda y: box.pinv(y / 9), name="box average in 19 levels")
     y = h(clean)
     assert torch.equal(h(h.pinv(y)), y)
-    s = quiet_solve(h, y, "pigdm", backbone=gaussian, steps=100)
-    assert float((s.x - clean).square().mean()) < 0.8 * float((h.pinv(y) - clean).square().mean())
+    s = quiet_solve(h, y, "pigdm", backbone=gaussian, steps=50, n_samples=8)
+    assert float((s.mean - clean).square().mean()) < 0.85 * float((h.pinv(y) - clean).square().mean())
     for sampler in ("ddnm", "diffpir", "repaint", "ddrm"):
         x = quiet_solve(h, y, sampler, backbone=gaussian, **FEW_STEPS[sampler]).x
         assert torch.isfinite(x).all()
