@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 DATA = DOCS / "data"
 
-_CALL = re.compile(r"^(?P<indent>[ \t]*)\{\{ (?P<call>(?P<name>[a-z_]+)\(.*\)) \}\}[ \t]*$", re.MULTILINE)
+_CALL = re.compile(
+    r"^(?P<indent>[ \t]*)\{\{ (?P<call>(?P<name>[a-z_]+)\(.*\)) \}\}[ \t]*$",
+    re.MULTILINE,
+)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -38,11 +41,15 @@ def expand(markdown: str, source: str = "") -> str:
     def one(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in MACROS:
-            raise KeyError(f"unknown macro {name!r}; one of {', '.join(MACROS)}")
+            raise KeyError(
+                f"unknown macro {name!r}; one of {', '.join(MACROS)}"
+            )
         call = ast.parse(match["call"], mode="eval").body
         assert isinstance(call, ast.Call)
         positional = [ast.literal_eval(a) for a in call.args]
-        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        named = {
+            k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg
+        }
         text = MACROS[name](*positional, **named).replace("%UP%", up)
         return textwrap.indent(text, match["indent"])
 
@@ -60,13 +67,21 @@ def rows_table(head: list[str], rows: list[list[Any]], align: str = "") -> str:
     """A Markdown table; `align` has one of l, r, c per column."""
     rule = {"l": ":--", "r": "--:", "c": ":-:"}
     align = align or "l" * len(head)
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(rule[a] for a in align) + "|"]
-    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(head) + " |",
+        "|" + "|".join(rule[a] for a in align) + "|",
+    ]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
 def _first_line(thing: Any) -> str:
-    return _plain_ticks((inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " "))
+    return _plain_ticks(
+        (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    )
 
 
 def _plain_ticks(text: str) -> str:
@@ -83,8 +98,19 @@ def options(name: str) -> str:
     rows = []
     for field in dataclasses.fields(sampler_class(name)):
         meta = field.metadata
-        accepted = ", ".join(f"`{c}`" for c in meta["choices"]) if meta["choices"] else _range(meta)
-        rows.append([f"`{field.name}`", f"`{field.default!r}`", accepted, _plain_ticks(meta["help"])])
+        accepted = (
+            ", ".join(f"`{c}`" for c in meta["choices"])
+            if meta["choices"]
+            else _range(meta)
+        )
+        rows.append(
+            [
+                f"`{field.name}`",
+                f"`{field.default!r}`",
+                accepted,
+                _plain_ticks(meta["help"]),
+            ]
+        )
     return rows_table(["option", "default", "accepted", "what it does"], rows)
 
 
@@ -102,9 +128,18 @@ def presets(name: str) -> str:
     rows = []
     for row in PRESETS:
         if row.sampler == name:
-            noise = {None: "any", True: "sigma_y > 0", False: "sigma_y = 0"}[row.noisy]
+            noise = {None: "any", True: "sigma_y > 0", False: "sigma_y = 0"}[
+                row.noisy
+            ]
             values = ", ".join(f"`{k}={v!r}`" for k, v in row.settings.items())
-            rows.append([", ".join(row.kinds) or "every operator", noise, values, row.source])
+            rows.append(
+                [
+                    ", ".join(row.kinds) or "every operator",
+                    noise,
+                    values,
+                    row.source,
+                ]
+            )
     if not rows:
         return "No tuned settings: the defaults hold for every operator."
     return rows_table(["operator", "noise", "settings", "from"], rows)
@@ -120,9 +155,22 @@ def traits(name: str) -> str:
     rows = [
         ["class", f"[`invdiff.{cls.__name__}`](%UP%api/samplers.md)"],
         ["network calls with the defaults", f"{calls:,}"],
-        ["gradient through the network", "one vector-Jacobian product per call" if cls.uses_gradient else "none"],
-        ["noise in the measurement", "modelled" if cls.handles_noise else "not modelled: `solve` warns once"],
-        ["ends with A x = y where sigma_y = 0", "yes" if cls.consistent else "not promised"],
+        [
+            "gradient through the network",
+            "one vector-Jacobian product per call"
+            if cls.uses_gradient
+            else "none",
+        ],
+        [
+            "noise in the measurement",
+            "modelled"
+            if cls.handles_noise
+            else "not modelled: `solve` warns once",
+        ],
+        [
+            "ends with A x = y where sigma_y = 0",
+            "yes" if cls.consistent else "not promised",
+        ],
         ["paper", cls.paper],
     ]
     return rows_table(["", ""], rows)
@@ -149,7 +197,14 @@ def samplers_table() -> str:
                 _first_line(cls),
             ]
         )
-    head = ["name", "network calls", "gradient", "models noise", "A x = y", "in one line"]
+    head = [
+        "name",
+        "network calls",
+        "gradient",
+        "models noise",
+        "A x = y",
+        "in one line",
+    ]
     return rows_table(head, rows, "lrcccl")
 
 
@@ -161,7 +216,9 @@ def code(*targets: str) -> str:
         thing: Any = importlib.import_module(module)
         for attribute in name.split("."):
             thing = getattr(thing, attribute)
-        parts.append(_without_docstring(textwrap.dedent(inspect.getsource(thing))))
+        parts.append(
+            _without_docstring(textwrap.dedent(inspect.getsource(thing)))
+        )
     source = "\n\n".join(part.strip("\n") for part in parts)
     return f"```python\n{source}\n```"
 
@@ -169,7 +226,11 @@ def code(*targets: str) -> str:
 def _without_docstring(source: str) -> str:
     node = ast.parse(source).body[0]
     body = getattr(node, "body", [])
-    if not body or not isinstance(body[0], ast.Expr) or not isinstance(body[0].value, ast.Constant):
+    if (
+        not body
+        or not isinstance(body[0], ast.Expr)
+        or not isinstance(body[0].value, ast.Constant)
+    ):
         return source
     lines = source.splitlines()
     return "\n".join(lines[: body[0].lineno - 1] + lines[body[0].end_lineno :])
@@ -184,14 +245,27 @@ def operators_table() -> str:
     rows = []
     for name in operator_names():
         cls = get_operator(name)
-        arguments = [str(p).split(":")[0].strip() + _default(p) for p in inspect.signature(cls).parameters.values()]
+        arguments = [
+            str(p).split(":")[0].strip() + _default(p)
+            for p in inspect.signature(cls).parameters.values()
+        ]
         arguments = [a for a in arguments if a != "*"]
-        rows.append([f"`{name}`", f"`{cls.__name__}({', '.join(arguments)})`", _first_line(cls)])
+        rows.append(
+            [
+                f"`{name}`",
+                f"`{cls.__name__}({', '.join(arguments)})`",
+                _first_line(cls),
+            ]
+        )
     return rows_table(["name", "class", "what it measures"], rows)
 
 
 def _default(parameter: inspect.Parameter) -> str:
-    return "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+    return (
+        ""
+        if parameter.default is parameter.empty
+        else f"={parameter.default!r}"
+    )
 
 
 def masks_table() -> str:
@@ -200,7 +274,13 @@ def masks_table() -> str:
     rows = []
     for name in mask_names():
         share = float(make_mask(name, 64).double().mean())
-        rows.append([f"`{name}`", f"{100 * share:.0f} %", _first_line(getattr(masks, name))])
+        rows.append(
+            [
+                f"`{name}`",
+                f"{100 * share:.0f} %",
+                _first_line(getattr(masks, name)),
+            ]
+        )
     return rows_table(["name", "known at 64x64", "which pixels"], rows, "lrl")
 
 
@@ -211,11 +291,24 @@ def backbones_table() -> str:
     for name in backbone_names():
         try:
             backbone = load_backbone(name)
-            page = f"[`{name}`](%UP%backbones/{name}.md)" if (DOCS / "backbones" / f"{name}.md").is_file() else name
+            page = (
+                f"[`{name}`](%UP%backbones/{name}.md)"
+                if (DOCS / "backbones" / f"{name}.md").is_file()
+                else name
+            )
             shape = " x ".join(map(str, backbone.image_shape))
-            rows.append([page, type(backbone).__name__, shape, str(backbone.schedule.T)])
+            rows.append(
+                [page, type(backbone).__name__, shape, str(backbone.schedule.T)]
+            )
         except Exception as error:
-            rows.append([f"`{name}`", "", "", f"cannot be loaded here: {type(error).__name__}"])
+            rows.append(
+                [
+                    f"`{name}`",
+                    "",
+                    "",
+                    f"cannot be loaded here: {type(error).__name__}",
+                ]
+            )
     if not rows:
         return note("No backbone is embedded in this copy.")
     return rows_table(["name", "kind", "image", "times"], rows)
@@ -228,10 +321,20 @@ def metrics_table() -> str:
         return note("The metrics are not part of this copy.")
     arrows = {"higher": "higher", "lower": "lower", "one": "near 1", "none": ""}
     rows = [
-        [f"`{m.name}`", m.label, arrows[m.direction], m.unit, m.needs, _plain_ticks(m.description)]
+        [
+            f"`{m.name}`",
+            m.label,
+            arrows[m.direction],
+            m.unit,
+            m.needs,
+            _plain_ticks(m.description),
+        ]
         for m in METRICS.values()
     ]
-    return rows_table(["name", "label", "better", "unit", "computed from", "what it says"], rows)
+    return rows_table(
+        ["name", "label", "better", "unit", "computed from", "what it says"],
+        rows,
+    )
 
 
 def suites_table() -> str:
@@ -245,26 +348,48 @@ def suites_table() -> str:
     for name in names:
         try:
             it = suite.load_suite(name)
-            tasks, entries = len(getattr(it, "tasks", ())), len(getattr(it, "samplers", ()))
+            tasks, entries = (
+                len(getattr(it, "tasks", ())),
+                len(getattr(it, "samplers", ())),
+            )
             about = getattr(it, "description", "") or getattr(it, "title", "")
-            rows.append([f"`{name}`", f"{tasks or ''}", f"{entries or ''}", " ".join(str(about).split())])
+            rows.append(
+                [
+                    f"`{name}`",
+                    f"{tasks or ''}",
+                    f"{entries or ''}",
+                    " ".join(str(about).split()),
+                ]
+            )
         except Exception as error:
             rows.append([f"`{name}`", "", "", f"({type(error).__name__})"])
     if not rows:
         return note("This copy of the package ships no suite.")
-    return rows_table(["suite", "tasks", "samplers", "what it asks"], rows, "lrrl")
+    return rows_table(
+        ["suite", "tasks", "samplers", "what it asks"], rows, "lrrl"
+    )
 
 
 def card(name: str) -> str:
     """A backbone's model card, from beside its weights."""
     path = ROOT / "invdiff" / "backbones" / "weights" / name / "MODEL_CARD.md"
     if not path.is_file():
-        return note(f"The model card of `{name}` is written when its training ends, beside its weights.")
+        return note(
+            f"The model card of `{name}` is written when its training ends, beside its weights."
+        )
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"\A# .*\n", "", text)  # the page has a title of its own
-    text = re.sub(r"!\[([^\]]*)\]\((?!https?:)[^)]*\)", r"*(\1: see the file beside the weights)*", text)
+    text = re.sub(
+        r"!\[([^\]]*)\]\((?!https?:)[^)]*\)",
+        r"*(\1: see the file beside the weights)*",
+        text,
+    )
     text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
-    return re.sub(r"^#", "##", text, flags=re.MULTILINE) if re.search(r"^# ", text, re.MULTILINE) else text
+    return (
+        re.sub(r"^#", "##", text, flags=re.MULTILINE)
+        if re.search(r"^# ", text, re.MULTILINE)
+        else text
+    )
 
 
 def include(path: str, title: bool = False) -> str:
@@ -281,28 +406,46 @@ def include(path: str, title: bool = False) -> str:
 def api_modules(package: str) -> str:
     """mkdocstrings blocks for every public module of a package."""
     found = importlib.import_module(package)
-    names = [m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_") and not m.ispkg]
+    names = [
+        m.name
+        for m in pkgutil.iter_modules(found.__path__)
+        if not m.name.startswith("_") and not m.ispkg
+    ]
     if not names:
         return note(f"`{package}` has no modules in this copy.")
-    return "\n\n".join(f"::: {package}.{name}\n    options:\n      show_root_full_path: true" for name in names)
+    return "\n\n".join(
+        f"::: {package}.{name}\n    options:\n      show_root_full_path: true"
+        for name in names
+    )
 
 
 # ---- data and figures -------------------------------------------------------------------------------------------
 
 
-def figure(name: str, caption: str, width: int = 0, pixels: bool = False) -> str:
+def figure(
+    name: str, caption: str, width: int = 0, pixels: bool = False
+) -> str:
     """A figure made by `docs/figures/make.py`, or a note where it has not been made."""
     for ending in (".png", ".gif", ".svg"):
         if (DOCS / "assets" / "figures" / f"{name}{ending}").is_file():
             alt = re.sub(r"[*_`$\\\[\]\"]", "", caption.split(". ")[0])
-            marks = ["loading=lazy", *([f"width={width}"] if width else []), *([".pixels"] if pixels else [])]
+            marks = [
+                "loading=lazy",
+                *([f"width={width}"] if width else []),
+                *([".pixels"] if pixels else []),
+            ]
             image = f"![{alt}](%UP%assets/figures/{name}{ending}){{ {' '.join(marks)} }}"
             return f'<figure markdown="span">\n{image}\n<figcaption markdown="span">{caption}</figcaption>\n</figure>'
-    return note(f"This figure is made by `python docs/figures/make.py --only {name}`.")
+    return note(
+        f"This figure is made by `python docs/figures/make.py --only {name}`."
+    )
 
 
 def data_table(
-    name: str, columns: list[str] | None = None, head: list[str] | None = None, where: dict[str, Any] | None = None
+    name: str,
+    columns: list[str] | None = None,
+    head: list[str] | None = None,
+    where: dict[str, Any] | None = None,
 ) -> str:
     """A table of `docs/data/NAME.json` (a list of rows, or a dictionary with `rows`) or `NAME.csv`.
 
@@ -314,14 +457,21 @@ def data_table(
     """
     rows = read_rows(name)
     if rows is None:
-        return note(f"`docs/data/{name}.json` has not been written yet; `make figures` and the suites write it.")
+        return note(
+            f"`docs/data/{name}.json` has not been written yet; `make figures` and the suites write it."
+        )
     for key, value in (where or {}).items():
         rows = [row for row in rows if row.get(key) == value]
     if not rows:
         return note(f"`docs/data/{name}` holds no such rows yet.")
     columns = columns or list(rows[0])
-    body = [[_number(row.get(column, "")) for column in columns] for row in rows]
-    numeric = ["r" if all(isinstance(row.get(c), int | float) for row in rows) else "l" for c in columns]
+    body = [
+        [_number(row.get(column, "")) for column in columns] for row in rows
+    ]
+    numeric = [
+        "r" if all(isinstance(row.get(c), int | float) for row in rows) else "l"
+        for c in columns
+    ]
     return rows_table(head or columns, body, "".join(numeric))
 
 
@@ -348,7 +498,12 @@ def data_markdown(name: str, level: int = 0) -> str:
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
     if level == 0:
         return re.sub(r"^#+ .*\n", "", text, flags=re.MULTILINE).strip()
-    return re.sub(r"^(#+) ", lambda m: "#" * min(6, len(m[1]) + level - 1) + " ", text, flags=re.MULTILINE).strip()
+    return re.sub(
+        r"^(#+) ",
+        lambda m: "#" * min(6, len(m[1]) + level - 1) + " ",
+        text,
+        flags=re.MULTILINE,
+    ).strip()
 
 
 def suite_results() -> str:
@@ -359,7 +514,9 @@ def suite_results() -> str:
         seeds = info.get("seeds", [])
         about = f"{info.get('images')} images, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
         name = file.stem.removeprefix("suite_")
-        parts.append(f"### {name}\n\n`{info.get('command')}`: {about}.\n\n{data_markdown(file.stem, 3)}")
+        parts.append(
+            f"### {name}\n\n`{info.get('command')}`: {about}.\n\n{data_markdown(file.stem, 3)}"
+        )
     if not parts:
         return note(
             "No suite has been run for this copy of the pages. `invdiff bench quick --out runs/quick` runs the first one, and "
@@ -371,8 +528,14 @@ def suite_results() -> str:
 def posterior_table() -> str:
     """The Gaussian table of the benchmark's truth part."""
     if not (DATA / "posterior_table.md").is_file():
-        return note("`python docs/figures/results.py --posterior` makes this table.")
-    return data_markdown("posterior_table") + "\n\n" + provenance("posterior_table")
+        return note(
+            "`python docs/figures/results.py --posterior` makes this table."
+        )
+    return (
+        data_markdown("posterior_table")
+        + "\n\n"
+        + provenance("posterior_table")
+    )
 
 
 def truth_suite() -> str:
@@ -384,7 +547,15 @@ def truth_suite() -> str:
         )
     parts = []
     for picture in sorted((DOCS / "assets" / "figures").glob("truth_*.png")):
-        parts.append(figure(picture.stem, picture.stem.removeprefix("truth_").replace("_", " ").capitalize() + "."))
+        parts.append(
+            figure(
+                picture.stem,
+                picture.stem.removeprefix("truth_")
+                .replace("_", " ")
+                .capitalize()
+                + ".",
+            )
+        )
     tables = data_markdown("truth", 2)
     parts.append('??? note "All tables"\n\n' + textwrap.indent(tables, "    "))
     return "\n\n".join(parts)
@@ -421,7 +592,13 @@ def _number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+        return (
+            f"{value:.1e}"
+            if 0 < abs(value) < 1e-3
+            else f"{value:.3g}"
+            if abs(value) < 10
+            else f"{value:.1f}"
+        )
     return "" if value is None else str(value)
 
 
