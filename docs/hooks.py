@@ -538,27 +538,36 @@ def posterior_table() -> str:
     )
 
 
-def truth_suite() -> str:
-    """Figures and tables of `invdiff bench truth`."""
-    if not (DATA / "truth.md").is_file():
+def truth_figure(name: str, caption: str) -> str:
+    """A figure that `invdiff bench truth` drew."""
+    if not (DATA / "truth" / f"{name}.png").is_file():
         return note(
-            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`, then "
-            "`python docs/figures/results.py --truth runs/truth`."
+            f"This figure is drawn by `invdiff bench truth --out docs/data/truth` ({name}.png)."
         )
-    parts = []
-    for picture in sorted((DOCS / "assets" / "figures").glob("truth_*.png")):
-        parts.append(
-            figure(
-                picture.stem,
-                picture.stem.removeprefix("truth_")
-                .replace("_", " ")
-                .capitalize()
-                + ".",
-            )
+    alt = re.sub(r"[*_`$\\\[\]\"]", "", caption.split(". ")[0])
+    image = f"![{alt}](%UP%data/truth/{name}.png){{ loading=lazy }}"
+    return f'<figure markdown="span">\n{image}\n<figcaption markdown="span">{caption}</figcaption>\n</figure>'
+
+
+def truth_tables() -> str:
+    """Every table of `invdiff bench truth`, folded."""
+    if not (DATA / "truth" / "summary.md").is_file():
+        return note(
+            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
         )
-    tables = data_markdown("truth", 2)
-    parts.append('??? note "All tables"\n\n' + textwrap.indent(tables, "    "))
-    return "\n\n".join(parts)
+    text = data_markdown("truth/summary", 1)
+    about, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    out = [about.strip()]
+    for part in parts:
+        title, _, body = part.partition("\n")
+        body = re.sub(
+            r"^### (.*)$", r"**\1**", body, flags=re.MULTILINE
+        ).strip()
+        out.append(
+            f'??? note "{title}: all tables"\n\n'
+            + textwrap.indent(body, "    ")
+        )
+    return "\n\n".join(out)
 
 
 def speed_tables() -> str:
@@ -581,8 +590,8 @@ def provenance(name: str) -> str:
     if not isinstance(content, dict):
         return ""
     parts = []
-    if content.get("command"):
-        parts.append(f"Made by `{content['command']}`")
+    if made := content.get("command") or content.get("made_by"):
+        parts.append(f"Made by `{made}`")
     if content.get("settings"):
         parts.append(str(content["settings"]))
     return ". ".join(parts) + "." if parts else ""
@@ -623,7 +632,8 @@ MACROS: dict[str, Callable[..., str]] = {
         data_markdown,
         suite_results,
         posterior_table,
-        truth_suite,
+        truth_figure,
+        truth_tables,
         speed_tables,
         provenance,
     )

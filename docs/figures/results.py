@@ -1,7 +1,7 @@
 """Bring finished benchmark runs into the documentation's data.
 
 python docs/figures/results.py runs/quick runs/inpainting     # docs/data/suite_NAME.json and .md
-python docs/figures/results.py --truth runs/truth             # docs/data/truth.md, docs/assets/figures/truth_*.png
+python docs/figures/results.py --truth runs/truth             # docs/data/truth/
 python docs/figures/results.py --speed runs/speed             # docs/data/speed*.md and .json, as benchmarks/speed.py wrote them
 python docs/figures/results.py --posterior                    # runs it: docs/data/posterior_table.md and .json (minutes)
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent
 DATA = DOCS / "data"
-FIGURES = DOCS / "assets" / "figures"
 
 
 def suite(folder: Path) -> Path:
@@ -46,18 +44,16 @@ def suite(folder: Path) -> Path:
 
 def truth(folder: Path) -> Path:
     """Tables and figures of a run of `invdiff bench truth`."""
-    from PIL import Image
-
-    shutil.copyfile(folder / "summary.md", DATA / "truth.md")
-    for old in FIGURES.glob("truth_*.png"):
-        old.unlink()
-    for picture in sorted(folder.glob("*.png")):
-        name = "truth_" + re.sub(r"\W+", "_", picture.stem)
-        with Image.open(picture) as image:
-            small = image.convert("RGB")
-            small.thumbnail((1600, 2400))
-            small.quantize(128).save(FIGURES / f"{name}.png", optimize=True)
-    return DATA / "truth.md"
+    target = DATA / "truth"
+    target.mkdir(exist_ok=True)
+    wanted = [*folder.glob("*.png"), *(folder / n for n in ("summary.md", "summary.csv", "run.json"))]
+    for old in target.iterdir():
+        if old.name not in {file.name for file in wanted}:
+            old.unlink()
+    for file in wanted:
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+    return target
 
 
 def speed(folder: Path) -> list[Path]:
