@@ -379,12 +379,15 @@ def card(name: str) -> str:
         )
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"\A# .*\n", "", text)  # the page has a title of its own
+    text = text.replace(
+        "(../../../../docs/", "(../"
+    )  # pictures that the docs hold
     text = re.sub(
-        r"!\[([^\]]*)\]\((?!https?:)[^)]*\)",
+        r"!\[([^\]]*)\]\((?!https?:|\.\./assets/)[^)]*\)",
         r"*(\1: see the file beside the weights)*",
         text,
     )
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+    text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
     return (
         re.sub(r"^#", "##", text, flags=re.MULTILINE)
         if re.search(r"^# ", text, re.MULTILINE)

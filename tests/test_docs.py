@@ -20,7 +20,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
-RUN = [p for p in PAGES if p == "index.md" or p.startswith(("start/", "learn/", "howto/"))]
+RUN = [
+    p
+    for p in PAGES
+    if p == "index.md" or p.startswith(("start/", "learn/", "howto/", "samplers/", "operators/", "metrics/"))
+]
 SLOW = {p for p in RUN if p.startswith("learn/") or p == "howto/train-a-backbone.md"}
 
 _FENCE = re.compile(
