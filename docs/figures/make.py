@@ -486,6 +486,50 @@ def resampling() -> Any:
 
 
 @figure
+def resampling_truth() -> Any:
+    """RePaint's two ablations against an exact posterior: passes against a slower descent, and the length of a jump."""
+    score = line_problem()
+    table = []
+
+    def run(**options: Any) -> tuple[int, float, float]:
+        answer = solve(score.operator, score.y, "repaint", backbone=score.prior, n_samples=score.count,
+                       value_range=(-1, 1), batch_size=4 * score.count, clip=False, **options)  # fmt: skip
+        return answer.nfe, *score(answer.x)
+
+    drawn, (one, two) = axes_figure(8.4, 2.9, 2)
+    lines: dict[str, list[tuple[int, float]]] = {"resampling": [], "slowing down": []}
+    for r in (1, 2, 5, 10, 20):
+        calls, distance, ratio = run(steps=50, jump_length=10, jump_n_sample=r)
+        lines["resampling"].append((calls, distance))
+        table.append({"how": f"r = {r}, j = 10, 50 steps", "network calls": calls, "W2": distance, "variance": ratio})
+        if r > 1:
+            slow, distance, ratio = run(steps=calls, jump_n_sample=1)
+            table.append({"how": f"no jumps, {calls} steps", "network calls": slow, "W2": distance, "variance": ratio})
+        lines["slowing down"].append((calls, distance))
+    for (name, points), colour in zip(lines.items(), (BLUE, GREY), strict=True):
+        one.semilogx(*zip(*points, strict=True), ".-", color=colour, label=name)
+    one.set_xlabel("network calls", fontsize=9)
+    one.set_ylabel("distance to the posterior", fontsize=9)
+    one.legend(fontsize=8, frameon=False)
+    one.set_ylim(0)
+    lengths, distances, ratios = (1, 2, 5, 10, 20), [], []
+    for j in lengths:
+        calls, distance, ratio = run(steps=100, jump_length=j, jump_n_sample=10)
+        distances.append(distance)
+        ratios.append(ratio)
+        table.append({"how": f"r = 10, j = {j}, 100 steps", "network calls": calls, "W2": distance, "variance": ratio})
+    two.plot(lengths, distances, ".-", color=BLUE, label="distance to the posterior")
+    two.plot(lengths, ratios, ".-", color=ORANGE, label="variance, 1 = right")
+    two.set_xlabel("jump length, 10 passes of 100 steps", fontsize=9)
+    two.legend(fontsize=8, frameon=False)
+    two.set_ylim(0)
+    keep_data("resampling_truth", table, f"Eight correlated numbers, four of them seen, {score.count} samples of each of "
+              "four measurements, exact denoiser")  # fmt: skip
+    drawn.tight_layout()
+    return drawn
+
+
+@figure
 def repaint() -> Path:
     """An animation of RePaint with its jumps."""
     answer = solve(Mask(HALF), photo(), "repaint", backbone=backbone(), steps=40, jump_length=5, jump_n_sample=4,
@@ -742,24 +786,38 @@ def line_prior(d: int = 8, std: float = 0.25, correlation: float = 0.8) -> Gauss
     return GaussianBackbone(torch.zeros(1, 1, d), (std**2 * correlation**gap).double())
 
 
-@figure
-def step_curve() -> Any:
-    """Error against network calls with the exact denoiser: what more steps mend, and what they do not."""
-    b = line_prior()
-    A = Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
-    y = A(b.prior_sample(4, seed=3))  # four measurements, over which the distance is averaged
-    exact = [b.posterior(A, one[None], 0.0) for one in y]
-    count, table = 1000, []
+class LineProblem:
+    """Four of eight correlated numbers are seen, without noise; a call scores samples of the other four."""
 
-    def distance(x: Tensor) -> float:
-        """Gaussian Wasserstein-2 distance on the unseen half, in units of its posterior's size."""
-        found = []
-        for z, posterior in zip(x.reshape(4, count, 8)[..., 4:].double(), exact, strict=True):
+    count = 1000
+
+    def __init__(self) -> None:
+        self.prior = line_prior()
+        self.operator = Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
+        self.y = self.operator(self.prior.prior_sample(4, seed=3))
+        self.exact = [self.prior.posterior(self.operator, one[None], 0.0) for one in self.y]
+
+    def __call__(self, x: Tensor) -> tuple[float, float]:
+        """Gaussian Wasserstein-2 distance in units of the posterior's size, and the ratio of variances; means over
+        the measurements."""
+        found, ratios = [], []
+        for z, posterior in zip(x.reshape(4, -1, 8)[..., 4:].double(), self.exact, strict=True):
             mean, spread = posterior.mean.reshape(-1)[4:], posterior.covariance.reshape(8, 8)[4:, 4:]
             got, cov, root = z.mean(0), torch.cov(z.T), _root(spread)
             w2 = (got - mean).square().sum() + torch.trace(cov + spread - 2 * _root(root @ cov @ root))
             found.append(float((w2.clamp(min=0) / torch.trace(spread)) ** 0.5))
-        return float(np.mean(found))
+            ratios.append(float(torch.trace(cov) / torch.trace(spread)))
+        return round(float(np.mean(found)), 4), round(float(np.mean(ratios)), 4)
+
+
+line_problem = cache(LineProblem)
+
+
+@figure
+def step_curve() -> Any:
+    """Error against network calls with the exact denoiser: what more steps mend, and what they do not."""
+    score = line_problem()
+    b, A, y, count, table = score.prior, score.operator, score.y, score.count, []
 
     drawn, axes = axes_figure(6.6, 3.3)
     runs: dict[str, list[tuple[int, dict[str, Any]]]] = {
@@ -779,11 +837,11 @@ def step_curve() -> Any:
                 A, y, name, backbone=b, n_samples=count, value_range=(-1, 1), batch_size=4 * count, **options
             )
             calls.append(answer.nfe)
-            errors.append(distance(answer.x))
-            table.append({"sampler": name, "network calls": answer.nfe, "W2": round(errors[-1], 4)})
+            errors.append(score(answer.x)[0])
+            table.append({"sampler": name, "network calls": answer.nfe, "W2": errors[-1]})
         axes.loglog(calls, errors, ".-", color=COLOURS[name], label=NAMES[name], lw=1.2)
-    floor = distance(torch.stack([posterior.sample(count, seed=1) for posterior in exact]))
-    table.append({"sampler": "exact draws (the floor)", "network calls": 0, "W2": round(floor, 4)})
+    floor = score(torch.stack([posterior.sample(count, seed=1) for posterior in score.exact]))[0]
+    table.append({"sampler": "exact draws (the floor)", "network calls": 0, "W2": floor})
     axes.axhline(floor, color="0.5", ls=":", lw=1)
     axes.text(26, floor * 1.06, "exact draws", fontsize=7.5, color="0.4")
     axes.set_xlabel("network calls", fontsize=9)
