@@ -312,7 +312,7 @@ def test_divergence_stops_the_training(pictures, tmp_path):
         ({"sise": 32}, "no option 'sise'. Did you mean 'size'"),
         ({"prediction": "epsilonn"}, "Did you mean 'epsilon'"),
         ({"dropout": 1.5}, "dropout must be 0 to 0.9, got 1.5"),
-        ({"batch": 2.5}, "batch must be of type int"),
+        ({"batch": 2.5}, "batch must be a whole number"),
         ({"channels": "64;128"}, "numbers separated by commas"),
     ],
 )

@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, 
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import EMBEDDED, load_backbone
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
+from invdiff.options import check_options, option
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
@@ -53,18 +54,6 @@ _EVERY_RUN = ("images", "minutes", "checkpoint_minutes", "compile", "device", "c
 
 
 # ---- options ----------------------------------------------------------------------------------------------------
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """A field that knows its meaning and range; the command line reads them from here."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -125,8 +114,7 @@ class TrainingConfig:
     licence: str = option("", "of the data, for the record")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            _check(f.name, getattr(self, f.name), f.default, f.metadata)
+        check_options(self, "train")
         _ = self.widths
 
     @property
@@ -150,20 +138,6 @@ class TrainingConfig:
 
 def _listed(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _check(name: str, value: Any, default: Any, meta: Any) -> None:
-    kinds = (int, float) if isinstance(default, float) else (type(default),)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise InvdiffError(f"{name} must be of type {type(default).__name__}, got {value!r}")
-    if meta["choices"] and value not in meta["choices"]:
-        hint = near_match(str(value), meta["choices"])
-        raise InvdiffError(f"{name} must be one of {', '.join(meta['choices'])}; got {value!r}.{hint}")
-    low, high = meta["low"], meta["high"]
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise InvdiffError(
-            f"{name} must be {f'at least {low:g}' if high is None else f'{low:g} to {high:g}'}, got {value!r}"
-        )
 
 
 # ---- training ---------------------------------------------------------------------------------------------------

@@ -1,14 +1,7 @@
 """The shelf of samplers: one file per method, each a page of its paper."""
 
-from invdiff.samplers.base import (
-    Progress,
-    Sampler,
-    option,
-    register_sampler,
-    sampler_class,
-    sampler_names,
-    samplers_that,
-)
+from invdiff.options import option
+from invdiff.samplers.base import Progress, Sampler, register_sampler, sampler_class, sampler_names, samplers_that
 from invdiff.samplers.ddnm import DDNM, DDNMPlus
 from invdiff.samplers.ddrm import DDRM
 from invdiff.samplers.diffpir import DiffPIR

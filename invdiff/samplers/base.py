@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -18,51 +18,10 @@ from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import DivergenceError, InvdiffError, near_match
 from invdiff.noise import Draw, NoiseSource
+from invdiff.options import check_options, option
 from invdiff.problem import Problem
 from invdiff.samplers import paths
 from invdiff.samplers.guidance import Guidance, GuidedBackbone
-
-# ---- hyper-parameters -------------------------------------------------------------------------------------------
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """A hyper-parameter: a dataclass field that knows its meaning and range. CLI, grids and docs read them from here."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
-
-
-def check_option(sampler: str, field: dataclasses.Field, value: Any) -> Any:
-    """`value` in the type of the field's default, or an InvdiffError that says what is accepted."""
-    default, meta, name = field.default, field.metadata, f"{sampler}: {field.name}"
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise InvdiffError(f"{name} must be True or False, got {value!r}")
-        return value
-    if isinstance(default, str):
-        if meta["choices"] and value not in meta["choices"]:
-            hint = near_match(str(value), meta["choices"])
-            raise InvdiffError(f"{name} must be one of {', '.join(meta['choices'])}; got {value!r}.{hint}")
-        return value
-    whole = isinstance(default, int)
-    try:
-        number = int(value) if whole else float(value)
-        good = number == value if whole else number - number == 0
-    except (TypeError, ValueError, OverflowError):
-        good = False
-    if not good or isinstance(value, bool | str):
-        raise InvdiffError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
-    low, high = meta["low"], meta["high"]
-    if (low is not None and number < low) or (high is not None and number > high):
-        accepted = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-        raise InvdiffError(f"{name} must be {accepted}, got {value!r}")
-    return number
-
 
 # ---- one step's report ------------------------------------------------------------------------------------------
 
@@ -110,8 +69,7 @@ class Sampler(ABC):
     paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, check_option(self.name, field, getattr(self, field.name)))
+        check_options(self, self.name)
 
     # ---- what a method may change ---------------------------------------------------------------------------
 
@@ -202,7 +160,7 @@ class Sampler(ABC):
                         x = self.enter(x, t, problem, backbone, draw)
                     x, x0 = self.step(x, t, s, problem, backbone, draw)
                     nfe += 1
-                if (k % check_every == 0 or k == len(times) - 2) and not bool(torch.isfinite(x).all()):
+                if (k % check_every == 0 or k == len(times) - 2) and not finite(x):
                     raise DivergenceError(
                         f"{self.name} diverged: the state is not finite after move {k + 1} of {len(times) - 1} "
                         f"(time {t} -> {s}, network time {schedule.timestep(t)}). Smaller guidance or step sizes help; "
@@ -212,6 +170,11 @@ class Sampler(ABC):
                     on_step(Progress(k, len(times) - 1, t, s, schedule.timestep(t) if s < t else None, nfe, x, x0))
             x = self.finish(x, problem)
         return x.clone()
+
+
+def finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite; looked at one by one only where the sum says that there may be such."""
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def no_gradient(inference: bool) -> AbstractContextManager:

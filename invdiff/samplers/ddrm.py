@@ -10,8 +10,9 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.noise import Draw
+from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, inverse, option, register_sampler
+from invdiff.samplers.base import Sampler, inverse, register_sampler
 
 
 @register_sampler("ddrm")

@@ -11,8 +11,9 @@ from torch.nn.functional import interpolate
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.noise import Draw
+from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, option, register_sampler
+from invdiff.samplers.base import Sampler, register_sampler
 
 _LEAST_SIGMA = 0.002  # the authors' floor of 0.001 on a scale of [0, 1]
 

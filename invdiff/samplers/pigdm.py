@@ -9,15 +9,9 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.noise import Draw
+from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import (
-    Sampler,
-    ddim_coefficients,
-    estimate_with_pullback,
-    inverse,
-    option,
-    register_sampler,
-)
+from invdiff.samplers.base import Sampler, ddim_coefficients, estimate_with_pullback, inverse, register_sampler
 
 
 @register_sampler("pigdm")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.noise import Draw
+from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, ancestral, ddim_coefficients, option, register_sampler
+from invdiff.samplers.base import Sampler, ancestral, ddim_coefficients, register_sampler
 
 
 @register_sampler("unconditional")
