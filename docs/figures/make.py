@@ -498,29 +498,34 @@ def resampling_truth() -> Any:
 
     drawn, (one, two) = axes_figure(8.4, 2.9, 2)
     lines: dict[str, list[tuple[int, float]]] = {"resampling": [], "slowing down": []}
-    for r in (1, 2, 5, 10, 20):
-        calls, distance, ratio = run(steps=50, jump_length=10, jump_n_sample=r)
-        lines["resampling"].append((calls, distance))
-        table.append({"how": f"r = {r}, j = 10, 50 steps", "network calls": calls, "W2": distance, "variance": ratio})
-        if r > 1:
-            slow, distance, ratio = run(steps=calls, jump_n_sample=1)
-            table.append({"how": f"no jumps, {calls} steps", "network calls": slow, "W2": distance, "variance": ratio})
-        lines["slowing down"].append((calls, distance))
+
+    def keep(how: str, line: str | None = None, **options: Any) -> tuple[float, float]:
+        calls, distance, ratio = run(**options)
+        table.append({"how": how, "network calls": calls, "W2": distance, "variance": ratio})
+        if line is not None:
+            lines[line].append((calls, distance))
+        return distance, ratio
+
+    for r in (1, 2, 4, 10):
+        found = keep(f"r = {r}, j = 10, 250 steps", "resampling", steps=250, jump_length=10, jump_n_sample=r)
+    lines["slowing down"].append(lines["resampling"][0])
+    for steps in (490, 970):
+        keep(f"no jumps, {steps} steps", "slowing down", steps=steps, jump_n_sample=1)
     for (name, points), colour in zip(lines.items(), (BLUE, GREY), strict=True):
-        one.semilogx(*zip(*points, strict=True), ".-", color=colour, label=name)
+        one.plot(*zip(*points, strict=True), ".-", color=colour, label=name)
     one.set_xlabel("network calls", fontsize=9)
     one.set_ylabel("distance to the posterior", fontsize=9)
     one.legend(fontsize=8, frameon=False)
     one.set_ylim(0)
-    lengths, distances, ratios = (1, 2, 5, 10, 20), [], []
-    for j in lengths:
-        calls, distance, ratio = run(steps=100, jump_length=j, jump_n_sample=10)
-        distances.append(distance)
-        ratios.append(ratio)
-        table.append({"how": f"r = 10, j = {j}, 100 steps", "network calls": calls, "W2": distance, "variance": ratio})
-    two.plot(lengths, distances, ".-", color=BLUE, label="distance to the posterior")
-    two.plot(lengths, ratios, ".-", color=ORANGE, label="variance, 1 = right")
-    two.set_xlabel("jump length, 10 passes of 100 steps", fontsize=9)
+    lengths = (1, 5, 10, 20)
+    pairs = [
+        found if j == 10 else keep(f"r = 10, j = {j}, 250 steps", steps=250, jump_length=j, jump_n_sample=10)
+        for j in lengths
+    ]
+    two.plot(lengths, [p[0] for p in pairs], ".-", color=BLUE, label="distance to the posterior")
+    two.plot(lengths, [p[1] for p in pairs], ".-", color=ORANGE, label="variance, 1 = right")
+    two.set_xlabel("jump length, 10 passes of 250 steps", fontsize=9)
+    two.set_xticks(lengths)
     two.legend(fontsize=8, frameon=False)
     two.set_ylim(0)
     keep_data("resampling_truth", table, f"Eight correlated numbers, four of them seen, {score.count} samples of each of "
@@ -789,7 +794,7 @@ def line_prior(d: int = 8, std: float = 0.25, correlation: float = 0.8) -> Gauss
 class LineProblem:
     """Four of eight correlated numbers are seen, without noise; a call scores samples of the other four."""
 
-    count = 1000
+    count = 500
 
     def __init__(self) -> None:
         self.prior = line_prior()
