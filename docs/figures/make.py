@@ -311,20 +311,6 @@ def steps_eta() -> Any:
 
 
 @figure
-def prior_cats64() -> Any:
-    """Sixteen draws from cats64, the first sixteen, none left out."""
-    return sheet(sample("cats64", 16, steps=250, seed=0).x)
-
-
-@figure
-def prior_eurosat64() -> Any:
-    """Sixteen draws from eurosat64, where it is embedded."""
-    if "eurosat64" not in backbone_names():
-        return None
-    return sheet(sample("eurosat64", 16, steps=250, seed=0).x)
-
-
-@figure
 def prior_cats64_gmm() -> Any:
     """Eight exact draws from cats64-gmm, where it is embedded."""
     if "cats64-gmm" not in backbone_names():
