@@ -573,15 +573,16 @@ def truth_tables() -> str:
     return "\n\n".join(out)
 
 
-def speed_tables() -> str:
-    """What `benchmarks/speed.py` wrote."""
-    files = sorted(DATA.glob("speed*.md"))
-    if not files:
+def measured_markdown(name: str, command: str) -> str:
+    """`docs/data/NAME.md` with its picture, or a note with the command that writes them."""
+    if not (DATA / f"{name}.md").is_file():
         return note(
-            "Not measured for this copy of the pages: `python benchmarks/speed.py`, then "
-            "`python docs/figures/results.py --speed FOLDER`."
+            f"Not measured for this copy of the pages: `{command}` does it."
         )
-    return "\n\n".join(data_markdown(file.stem, 2) for file in files)
+    parts = []
+    if (DATA / f"{name}.png").is_file():
+        parts.append(f"![{name}](%UP%data/{name}.png){{ loading=lazy }}")
+    return "\n\n".join([*parts, data_markdown(name, 2)])
 
 
 def provenance(name: str) -> str:
@@ -637,7 +638,7 @@ MACROS: dict[str, Callable[..., str]] = {
         posterior_table,
         truth_figure,
         truth_tables,
-        speed_tables,
+        measured_markdown,
         provenance,
     )
 }

@@ -2,7 +2,6 @@
 
 python docs/figures/results.py runs/quick runs/inpainting     # docs/data/suite_NAME.json and .md
 python docs/figures/results.py --truth runs/truth             # docs/data/truth/
-python docs/figures/results.py --speed runs/speed             # docs/data/speed*.md and .json, as benchmarks/speed.py wrote them
 python docs/figures/results.py --posterior                    # runs it: docs/data/posterior_table.md and .json (minutes)
 
 The pages read these files; where one is missing they say which command writes it.
@@ -56,16 +55,6 @@ def truth(folder: Path) -> Path:
     return target
 
 
-def speed(folder: Path) -> list[Path]:
-    """Tables of `benchmarks/speed.py`."""
-    files = [f for f in sorted(folder.iterdir()) if f.suffix in (".md", ".json")]
-    copied = []
-    for file in files:
-        name = file.name if file.stem.startswith("speed") else f"speed_{file.name}"
-        copied.append(Path(shutil.copyfile(file, DATA / name)))
-    return copied
-
-
 def posterior() -> Path:
     """Every sampler against a Gaussian posterior."""
     from invdiff.benchmark.truth import posterior_table
@@ -81,15 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Bring finished benchmark runs into the documentation's data.")
     parser.add_argument("runs", nargs="*", type=Path, help="run folders of `invdiff bench`")
     parser.add_argument("--truth", type=Path, help="run folder of `invdiff bench truth`")
-    parser.add_argument("--speed", type=Path, help="folder that benchmarks/speed.py wrote")
     parser.add_argument("--posterior", action="store_true", help="run the Gaussian table")
     given = parser.parse_args(arguments)
     DATA.mkdir(exist_ok=True)
     written: list[Path] = [suite(folder) for folder in given.runs]
     if given.truth:
         written.append(truth(given.truth))
-    if given.speed:
-        written += speed(given.speed)
     if given.posterior:
         written.append(posterior())
     for file in written:
