@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.cpu_layers import speed_up
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.errors import InvdiffError, near_match
+from invdiff.errors import InvdiffError, InvdiffWarning, near_match
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_COMPILED_SHAPES = 4
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
@@ -46,12 +51,13 @@ class NetworkBackbone(Backbone):
             (Nichol & Dhariwal, 2021, eq. 15).
         precision: of the network: ``"auto"`` (bfloat16 for modules where the hardware has it, else float32),
             ``"float32"``, ``"bfloat16"``, ``"float16"``. The state x_t is float32 in every case.
-        compile: wrap the module in `torch.compile`.
+        compile: wrap the module in `torch.compile`: the first call takes a minute or more. Each batch size is compiled
+            for itself, up to four; further ones run uncompiled, with a warning.
         device: where to run; by default where the module's parameters are, else the CPU.
         class_labels: for a class-conditional network, one label for all images or a long tensor (B,) of one per image;
             passed on as ``network(x, t, class_labels=...)``.
         checkpointing: recompute activations in the backward pass of gradient samplers: less memory, one more forward.
-        copy: False takes the module itself, for loaders that own it.
+        copy: False takes the module itself, for loaders that own it, unless its weights have to be rounded.
         name: what reports call it.
 
     Raises:
@@ -108,13 +114,16 @@ class NetworkBackbone(Backbone):
         else:
             self._dtype = PRECISIONS[self.precision]
         self._network = network
-        self._compiled: dict[bool, Callable[..., Any]] = {}
+        self._layout = _Layout(self._dtype != torch.float32)
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
         if isinstance(network, nn.Module):
-            module = copying.deepcopy(network) if copy else network
-            fmt = torch.channels_last if self._dtype != torch.float32 else torch.preserve_format
+            rounds = self._dtype != torch.float32 and parameter is not None and parameter.dtype != self._dtype
+            module = copying.deepcopy(network) if copy or rounds else network
             module = module.to(self._device, self._dtype)
-            if fmt == torch.channels_last:
-                module = module.to(memory_format=fmt)
+            if self._layout.channels_last:
+                module = module.to(memory_format=torch.channels_last)
+                if self._device.type == "cpu" and not self.compile:
+                    module = speed_up(module)
             self._network = module.eval().requires_grad_(False)
 
     @property
@@ -130,7 +139,7 @@ class NetworkBackbone(Backbone):
         if torch.device(device) == self._device:
             return self
         other = copying.copy(self)
-        other._take(self._network, device, copy=True)
+        other._take(self._original, device, copy=True)
         return other
 
     def with_precision(self, precision: str) -> NetworkBackbone:
@@ -154,26 +163,53 @@ class NetworkBackbone(Backbone):
 
     def network(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's own output at its own times `t`, (B,), in the precision of `x`."""
-        given = x
-        if self._dtype != torch.float32:
-            given = x.to(self._dtype, memory_format=torch.channels_last)
         options = {} if self.class_labels is None else {"class_labels": self._labels(len(x))}
-        run = self._runner()
-        if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
-            out = checkpoint(lambda given: run(given, t, **options), given, use_reentrant=False)
-        else:
-            out = run(given, t, **options)
+        with tensor_float_32(self._device):
+            try:
+                out = self._call(x, t, options)
+            except RuntimeError as error:
+                if not self._layout.channels_last or "view" not in str(error):
+                    raise
+                self._layout.channels_last = False  # the network takes views that need the channels first
+                if isinstance(self._network, nn.Module):
+                    self._network.to(memory_format=torch.contiguous_format)
+                out = self._call(x, t, options)
         if not isinstance(out, Tensor):
             out = out.sample if hasattr(out, "sample") else out[0]
-        return out if out.dtype == x.dtype else out.to(x.dtype)
+        if self.compile and out.is_cuda:
+            out = out.clone()  # a CUDA graph writes its next result to the same place
+        return out.to(x.dtype).contiguous()
 
-    def _runner(self) -> Callable[..., Any]:
+    def _call(self, x: Tensor, t: Tensor, options: dict[str, Any]) -> Any:
+        if self._layout.channels_last:
+            x = x.to(self._dtype, memory_format=torch.channels_last)
+        elif self._dtype != torch.float32:
+            x = x.to(self._dtype)
+        if not (self.checkpointing and torch.is_grad_enabled() and x.requires_grad):
+            return self._runner(x)(x, t, **options)
+        return checkpoint(lambda x: self._runner(x)(x, t, **options), x, use_reentrant=False)
+
+    def _runner(self, x: Tensor) -> Callable[..., Any]:
+        """The network, or what it was compiled to for batches such as `x`."""
         if not self.compile:
             return self._network
-        with_gradient = torch.is_grad_enabled()
-        if with_gradient not in self._compiled:
-            self._compiled[with_gradient] = _compiled(self._network, self._device, with_gradient)
-        return self._compiled[with_gradient]
+        if x.is_inference() != torch.is_inference_mode_enabled():  # PyTorch would compile once more for these
+            return self._network
+        key = (tuple(x.shape), x.dtype, x.requires_grad, torch.is_grad_enabled(), x.is_inference())
+        if key not in self._compiled:
+            if len(self._compiled) == _COMPILED_SHAPES:
+                warnings.warn(
+                    f"{self.name} was compiled for {_COMPILED_SHAPES} kinds of batches; one of shape {tuple(x.shape)} runs "
+                    "uncompiled. Choose a batch_size that divides the number of images.",
+                    InvdiffWarning,
+                    stacklevel=2,
+                )
+                self._compiled[key] = self._network
+            elif len(self._compiled) > _COMPILED_SHAPES:
+                return self._network
+            else:
+                self._compiled[key] = _compiled(self._network, self._device, key[3])
+        return self._compiled[key]
 
     def _labels(self, batch: int) -> Tensor:
         labels = torch.as_tensor(self.class_labels, dtype=torch.long, device=self._device).reshape(-1)
@@ -225,8 +261,47 @@ class NetworkBackbone(Backbone):
         return f"NetworkBackbone({self.name}, image_shape={self.image_shape}, {self.prediction}, {precision}, {self._device})"
 
 
+@dataclass
+class _Layout:
+    """Order of the numbers in memory; shared by all views of a backbone (`on`, `select`), so that it is learned once."""
+
+    channels_last: bool
+
+
 def _compiled(network: Callable[..., Any], device: torch.device, with_gradient: bool) -> Callable[..., Any]:
-    """`torch.compile` with what pays on each device: packed weights on the CPU, CUDA graphs on the GPU."""
+    """`torch.compile` for one kind of batch, with what pays there: packed weights on the CPU, CUDA graphs on the GPU."""
     if device.type == "cuda":
-        return torch.compile(network, mode="default" if with_gradient else "reduce-overhead")
-    return torch.compile(network, options={} if with_gradient else {"freezing": True})
+        compiled = torch.compile(network, dynamic=False, mode="default" if with_gradient else "reduce-overhead")
+
+        def replay(*inputs: Any, **options: Any) -> Any:
+            torch.compiler.cudagraph_mark_step_begin()
+            return compiled(*inputs, **options)
+
+        return compiled if with_gradient else replay
+    compiled = torch.compile(network, dynamic=False)
+    if with_gradient:
+        return compiled
+
+    def frozen(*inputs: Any, **options: Any) -> Any:
+        # An option of torch.compile would come too late: the tracer reads this setting as well.
+        with inductor.patch(freezing=True):
+            return compiled(*inputs, **options)
+
+    import torch._inductor.config as inductor
+
+    return frozen
+
+
+@contextmanager
+def tensor_float_32(device: torch.device) -> Iterator[None]:
+    """On an NVIDIA GPU, multiply float32 in TF32 (10 bits of mantissa, as torch's convolutions do by default)."""
+    if device.type != "cuda":
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = True
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before

@@ -1,0 +1,260 @@
+"""Networks as backbones: precision, layout, what is copied, what a compiled one computes."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from invdiff import InvdiffError, InvdiffWarning, Mask, NetworkBackbone, solve
+from invdiff.backbones import network as network_module
+from invdiff.backbones.cpu_layers import Conv2d, GroupNorm
+from invdiff.backbones.network import native_bfloat16, tensor_float_32
+from invdiff.samplers.base import estimate_with_pullback
+
+SHAPE = (3, 40, 40)
+
+
+class Small(nn.Module):
+    """Convolutions and norms above and below 32x32 pixels; `view` makes it refuse channels-last."""
+
+    def __init__(self, view: bool = False) -> None:
+        super().__init__()
+        self.view = view
+        self.enter = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.down = nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=2)
+        self.inner = nn.GroupNorm(8, 32)
+        self.leave = nn.ConvTranspose2d(32, 3, 2, stride=2)
+        self.seen: list[torch.Tensor] = []
+        self.calls = 0
+
+    def forward(self, x, t):
+        self.calls += 1
+        self.seen = [x.detach(), t]
+        h = self.norm(self.enter(x))
+        if self.view:
+            h = h.view(len(h), -1).view(h.shape)
+        h = nn.functional.silu(self.inner(self.down(nn.functional.silu(h))))
+        return self.leave(h) * (1 + t.to(x.dtype).reshape(-1, 1, 1, 1) / 1000)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Small()
+
+
+def backbone(net, **options):
+    return NetworkBackbone(net, image_shape=SHAPE, **options)
+
+
+def state(batch=2):
+    return torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "rounding"),
+    [("float32", torch.float32, 1e-6), ("bfloat16", torch.bfloat16, 2e-2), ("float16", torch.float16, 2e-3)],
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_network_runs_in_its_precision_and_agrees_with_the_module(net, precision, dtype, rounding, gradient):
+    b, x, t = backbone(net, precision=precision), state(), torch.tensor([100, 900])
+    with torch.set_grad_enabled(gradient):
+        out = b.network(x.requires_grad_(gradient), t)
+    assert b.module.seen[0].dtype == dtype
+    assert out.dtype == torch.float32 and out.is_contiguous()
+    with torch.no_grad():
+        assert relative(out.detach(), net(x, t)) < rounding
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_the_product_with_the_jacobian_is_the_modules(net, precision, rounding):
+    x = state()
+    ours, theirs = (
+        estimate_with_pullback(b, x, 300)[2](torch.ones_like(x))
+        for b in (backbone(net, precision=precision), backbone(lambda x, t: net(x, t)))
+    )
+    assert relative(ours, theirs) < rounding
+
+
+def test_auto_means_bfloat16_for_modules_where_the_hardware_has_it(net, monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(network_module, "native_bfloat16", lambda device, native=native: native)
+        wanted = torch.bfloat16 if native else torch.float32
+        assert next(backbone(net).module.parameters()).dtype == wanted
+        assert "float32" in repr(backbone(lambda x, t: x))
+        assert backbone(net).dtype == torch.float32  # of the state
+
+
+def test_native_bfloat16_answers_for_every_device():
+    assert native_bfloat16("cpu") in (True, False)
+    assert native_bfloat16("meta") is False
+
+
+def test_a_callers_module_is_left_alone(net):
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    kinds = [type(m) for m in net.modules()]
+    net.train()
+    backbone(net, precision="bfloat16").network(state(), torch.tensor([1, 2]))
+    assert net.training and net.calls == 0
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in net.parameters())
+    assert [type(m) for m in net.modules()] == kinds
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_copy_false_takes_the_module_but_never_rounds_what_it_was_given(net):
+    assert backbone(net, precision="float32", copy=False).module is net
+    exact = net.enter.weight.clone()
+    low = backbone(net, precision="bfloat16", copy=False)
+    assert torch.equal(low.with_precision("float32").module.enter.weight, exact)
+
+
+def test_changing_precision_returns_to_the_full_weights(net):
+    x, t = state(), torch.tensor([5, 6])
+    there_and_back = backbone(net, precision="bfloat16").with_precision("float32")
+    with torch.no_grad():
+        assert torch.equal(there_and_back.network(x, t), backbone(net, precision="float32").network(x, t))
+
+
+def test_layers_of_the_copy_are_the_fast_ones_and_keep_their_parameters(net):
+    module = backbone(net, precision="bfloat16").module
+    assert type(module.enter) is Conv2d and type(module.norm) is GroupNorm
+    assert type(module.leave) is nn.ConvTranspose2d
+    assert module.state_dict().keys() == net.state_dict().keys()
+
+
+def test_a_network_with_packed_weights_can_be_copied_and_batches_may_change(net):
+    b = backbone(net, precision="bfloat16")
+    with torch.inference_mode():
+        one = b.network(state(1), torch.tensor([7]))
+        again = b.with_precision("float32").with_precision("bfloat16").network(state(1), torch.tensor([7]))
+        assert torch.equal(one, again)
+        assert relative(b.network(state(1).repeat(5, 1, 1, 1), torch.full((5,), 7))[3:4], one) < 1e-2
+
+
+def test_float32_is_the_module_to_the_last_bit(net):
+    with torch.no_grad():
+        x, t = state(), torch.tensor([3, 4])
+        assert torch.equal(backbone(net, precision="float32").network(x, t), net(x, t))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_that_needs_the_channels_first_gets_them(precision):
+    torch.manual_seed(0)
+    net = Small(view=True)
+    b, x, t = backbone(net, precision=precision), state(), torch.tensor([1, 2])
+    with torch.no_grad():
+        assert relative(b.network(x, t), net(x, t)) < 3e-2
+        calls = b.module.calls
+        b.on(b.schedule.respaced(10)).network(x, t)
+    assert b.module.calls == calls + 1  # learned once, for all views of the backbone
+
+
+def test_an_error_of_the_network_is_its_own():
+    class Broken(Small):
+        def forward(self, x, t):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        backbone(Broken(), precision="bfloat16").network(state(), torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("sampler", ["dps", "pigdm", "mcg"])
+def test_gradient_samplers_call_the_network_once_per_step(net, sampler):
+    b = backbone(net, precision="float32")
+    solution = solve(Mask(torch.ones(40, 40)), torch.rand(1, *SHAPE), sampler, backbone=b, steps=5, progress=False)
+    assert b.module.calls == solution.nfe == 5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_recomputes_and_changes_no_gradient(net, precision):
+    x = state()
+    kept, recomputed = (backbone(net, precision=precision, checkpointing=c) for c in (False, True))
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    gradients = [estimate_with_pullback(b, x, 300)[2](v) for b in (kept, recomputed)]
+    assert torch.equal(*gradients)
+    assert (kept.module.calls, recomputed.module.calls) == (1, 2)
+    with torch.inference_mode():
+        recomputed.network(x, torch.tensor([1, 2]))
+    assert recomputed.module.calls == 3  # nothing is recomputed where no gradient is asked for
+
+
+def test_memory_of_a_gradient_sampler_does_not_grow_with_its_steps(net):
+    import gc
+    import weakref
+
+    b, alive = backbone(net, precision="float32"), []
+    b.module.down.register_forward_hook(lambda layer, inputs, out: alive.append(weakref.ref(out)))
+    counts = []
+
+    def count(progress):
+        gc.collect()
+        counts.append(sum(r() is not None for r in alive))
+
+    solve(Mask(torch.ones(40, 40)), torch.rand(1, *SHAPE), "dps", backbone=b, steps=6, progress=False, callback=count)
+    assert max(counts) <= 1 and len(alive) == 6
+
+
+def test_float32_on_a_gpu_multiplies_in_tf32_inside_the_call_only():
+    before = torch.backends.cuda.matmul.allow_tf32
+    with tensor_float_32(torch.device("cuda")):
+        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+    with tensor_float_32(torch.device("cpu")):
+        assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+@pytest.mark.parametrize("name", ["precision", "prediction"])
+def test_unknown_names_are_refused(net, name):
+    with pytest.raises(InvdiffError, match=name):
+        backbone(net, **{name: "bfloat15"})
+
+
+# ---- compiled ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """torch.compile without compiling: what is asked of it, as a list."""
+    asked = []
+
+    def compile(network, **options):
+        asked.append(options)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return asked
+
+
+def test_each_kind_of_batch_is_compiled_once(net, instant):
+    b = backbone(net, compile=True, precision="bfloat16")
+    with torch.inference_mode():
+        for _ in range(3):
+            b.network(state(1), torch.tensor([1]))
+            b.on(b.schedule.respaced(10)).network(state(2), torch.tensor([1, 2]))
+    assert len(instant) == 2 and all(options["dynamic"] is False for options in instant)
+
+
+def test_batch_sizes_do_not_recompile_without_bound(net, instant):
+    b = backbone(net, compile=True, precision="bfloat16")
+    with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in (1, 2, 3, 4, 5, 6, 7, 5, 1):
+            b.network(state(batch), torch.full((batch,), 3))
+    assert len(instant) == 4
+    assert [w.category for w in caught] == [InvdiffWarning] and "batch_size" in str(caught[0].message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "rounding"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_a_compiled_network_computes_the_same_with_and_without_gradient(net, precision, rounding):
+    eager, compiled = (backbone(net, precision=precision, compile=c) for c in (False, True))
+    problem = Mask(torch.rand(40, 40) > 0.5), torch.rand(1, *SHAPE)
+    for sampler in ("ddnm", "dps"):
+        a, b = (solve(*problem, sampler, backbone=n, steps=4, progress=False).x for n in (eager, compiled))
+        assert relative(b, a) < rounding

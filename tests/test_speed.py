@@ -1,0 +1,123 @@
+"""The speed measurements: what they count and write. No time is asserted."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from invdiff import NetworkBackbone, load_backbone
+from invdiff.samplers import sampler_class, sampler_names
+from invdiff.samplers.base import finite
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def speed():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import speed
+
+        yield speed
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def clock(speed):
+    return speed.Clock(torch.device("cpu"), wall=False)
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+def test_every_sampler_is_measured(speed):
+    assert set(speed.RUNS) >= {n for n in sampler_names() if sampler_class(n).__module__.startswith("invdiff.")}
+
+
+def test_jobs_take_turns_and_the_first_round_is_not_counted(speed, clock):
+    order = []
+    jobs = {name: lambda name=name: order.append(name) or 2 for name in "ab"}
+    found = speed.interleaved(clock, jobs, rounds=3)
+    assert order == list("ab") * 4
+    assert all(len(values) == 3 for values in found.values())
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios(speed):
+    assert speed.ratio([2.0, 20.0, 9.0], [1.0, 10.0, 3.0]) == 2.0
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_bare_call_is_a_call_of_the_module_alone(speed, gradient):
+    backbone = NetworkBackbone(Tiny(), image_shape=(3, 8, 8))
+    seen = []
+    backbone.module.register_forward_hook(lambda module, inputs, out: seen.append(out.requires_grad))
+    assert speed.bare(backbone, 2, gradient, 3)() == 3
+    assert seen == [gradient] * 3
+
+
+def test_overhead_and_steps_give_a_row_per_sampler(speed, clock):
+    torch.manual_seed(0)
+    backbone = NetworkBackbone(Tiny(), image_shape=(3, 8, 8), name="tiny")
+    rows = speed.overhead(clock, backbone, [2], 3, 1)
+    assert [r["sampler"] for r in rows] == list(speed.RUNS)
+    assert {r["sampler"] for r in rows if r["network"] != "forward"} == {"dps", "mcg", "pigdm"}
+    assert all(math.isfinite(r["ratio"]) for r in rows)
+
+
+def test_the_report_holds_what_was_measured(speed, tmp_path):
+    rows = [
+        {"backbone": "b", "batch": 1, "sampler": n, "network": "forward", "bare_ms": 10, "run_ms": 11, "ratio": 1.125}
+        for n in speed.RUNS
+    ]
+    about = {"machine": "m", "threads": 1, "torch": "t", "device": "cpu", "clock": "wall time", "rounds": 3}
+    text = speed.markdown({"about": about, "overhead": rows})
+    assert text.count("1.125") == len(speed.RUNS)
+    assert "No GPU was at hand" in text
+    speed.plot({"overhead": rows}, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 0
+
+
+def test_recorded_quality_of_bfloat16_is_within_a_tenth_of_a_decibel():
+    path = FOLDER.parent / "docs" / "data" / "bfloat16.json"
+    if not path.is_file():
+        pytest.skip("not measured yet: python benchmarks/bfloat16.py --out docs/data")
+    rows = json.loads(path.read_text())
+    assert {r["sampler"]: r["difference"] for r in rows if abs(r["difference"]) >= 0.1} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["diffusers", "deepinv", "azula"])
+def test_peers_make_the_calls_that_they_are_compared_for(speed, library):
+    pytest.importorskip(library)
+    from peers import installed_peers
+
+    mask, y = speed.measurement((3, 64, 64), 1)
+    backbone = load_backbone("cats64", precision="float32")
+    peers = [p for p in installed_peers(backbone, mask, y, 4) if p.library == library]
+    assert peers
+    for peer in peers:
+        ours = speed.run(backbone, peer.sampler, 1, 4)()
+        assert abs(peer.run() - ours) <= 1, peer.method
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([0.0, 1.0], True),
+        ([3e38, 3e38], True),  # finite, though their sum is not
+        ([float("inf"), -float("inf")], False),
+        ([float("nan"), 0.0], False),
+    ],
+)
+def test_finite_is_what_isfinite_says(values, wanted):
+    assert finite(torch.tensor(values)) is wanted
