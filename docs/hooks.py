@@ -224,16 +224,26 @@ def code(*targets: str) -> str:
 
 
 def _without_docstring(source: str) -> str:
+    """`source` of one class or function without its docstring; a function's head without types, so that it fits a page."""
     node = ast.parse(source).body[0]
-    body = getattr(node, "body", [])
-    if (
-        not body
-        or not isinstance(body[0], ast.Expr)
-        or not isinstance(body[0].value, ast.Constant)
+    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+    lines, first = source.splitlines(), node.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(
+        first.value, ast.Constant
+    )
+    body = lines[(first.end_lineno or 0) if documented else first.lineno - 1 :]
+    if isinstance(node, ast.ClassDef):
+        return "\n".join([*lines[: first.lineno - 1], *body])
+    for argument in (
+        *node.args.posonlyargs,
+        *node.args.args,
+        *node.args.kwonlyargs,
     ):
-        return source
-    lines = source.splitlines()
-    return "\n".join(lines[: body[0].lineno - 1] + lines[body[0].end_lineno :])
+        argument.annotation = None
+    decorators = [f"@{ast.unparse(d)}" for d in node.decorator_list]
+    return "\n".join(
+        [*decorators, f"def {node.name}({ast.unparse(node.args)}):", *body]
+    )
 
 
 # ---- operators, backbones, metrics, suites ----------------------------------------------------------------------
