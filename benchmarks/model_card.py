@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from invdiff import Colorization, Mask, SuperResolution, load_backbone, make_mask, solve
+from invdiff import Backbone, Colorization, LinearOperator, Mask, SuperResolution, load_backbone, make_mask, solve
 from invdiff.backbones.images import load_splits
 from invdiff.backbones.train import draw_samples, evaluate, nearest_neighbours, sample_sheet
 from invdiff.backbones.zoo import EMBEDDED
@@ -72,6 +72,8 @@ def restorations(name: str, images: Tensor) -> list[dict]:
             candidates[sampler] = solve(
                 operator, y, sampler, backbone=backbone, seed=seeds, batch_size=16, **options
             ).x.clamp(0, 1)
+            if sampler == "ddnm":
+                candidates["ddnm, mean of 4"] = mean_of_samples(operator, y, sampler, backbone, options)
         for method, x in candidates.items():
             if x is not None:
                 rows.append(
@@ -84,6 +86,12 @@ def restorations(name: str, images: Tensor) -> list[dict]:
                 )
                 print(rows[-1], flush=True)
     return rows
+
+
+def mean_of_samples(operator: LinearOperator, y: Tensor, sampler: str, backbone: Backbone, options: dict) -> Tensor:
+    """The mean of four restorations of each image: nearer to the truth in the mean square than any one of them."""
+    answer = solve(operator, y, sampler, backbone=backbone, n_samples=4, batch_size=16, **options)
+    return answer.mean.clamp(0, 1)
 
 
 def neighbours_sheet(samples: Tensor, training: Tensor, nearest: Tensor) -> Image.Image:
@@ -177,7 +185,8 @@ enlargement.
 
 {table(measured)}
 
-PSNR rewards blur: a draw from the posterior has up to 3 dB less than its mean.
+PSNR rewards blur: a draw from the posterior has up to 3 dB less than the posterior's mean, which the mean of
+four draws comes near to.
 
 ## Known failures
 
