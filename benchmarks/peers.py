@@ -60,7 +60,7 @@ class Network(nn.Module):
 
 
 def installed_peers(backbone: Any, mask: Mask, y: Tensor, steps: int) -> Iterator[Peer]:
-    """Every job that can be run here, for one image in [0, 1] and `steps` times."""
+    """Every job that can be run here, for images `y` in [0, 1] and `steps` times."""
     network = Network(backbone).eval()
     for library, jobs in (("diffusers", _diffusers), ("deepinv", _deepinv), ("azula", _azula)):
         if find_spec(library) is None:
@@ -111,10 +111,10 @@ def _deepinv(network: Network, mask: Tensor, y: Tensor, steps: int) -> Iterator[
         """deepinv's images are in [0, 1] and sigma with them."""
 
         def forward(self, x: Tensor, sigma: Any, **_: Any) -> Tensor:
-            return (network.denoise(2 * x - 1, 2 * float(sigma)) + 1) / 2
+            return (network.denoise(2 * x - 1, 2 * float(torch.as_tensor(sigma).flatten()[0])) + 1) / 2
 
     denoiser = Denoiser()
-    known = mask.float().expand(y.shape).contiguous()
+    known = mask.float().expand(1, *y.shape[1:]).contiguous()
     physics = deepinv.physics.Inpainting(
         img_size=tuple(y.shape[1:]), mask=known, noise_model=deepinv.physics.GaussianNoise(0.01)
     )

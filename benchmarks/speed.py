@@ -287,16 +287,16 @@ def adm_throughput(clock: Clock, device: torch.device, batch: int, rounds: int) 
     return rows
 
 
-def against_peers(clock: Clock, device: torch.device, steps: int, rounds: int) -> Rows:
+def against_peers(clock: Clock, device: torch.device, batch: int, steps: int, rounds: int) -> Rows:
     """The same job, network and number of calls in other libraries: float32 against float32, and each by default."""
     from peers import installed_peers
 
     full = load_backbone("cats64", precision="float32", device=device)
     default = load_backbone("cats64", device=device)
-    mask, y = measurement((3, 64, 64), 1)
+    mask, y = measurement((3, 64, 64), batch)
     rows = []
     for peer in installed_peers(full, mask, y, steps):
-        ours = {"float32": run(full, peer.sampler, 1, steps), "default": run(default, peer.sampler, 1, steps)}
+        ours = {"float32": run(full, peer.sampler, batch, steps), "default": run(default, peer.sampler, batch, steps)}
         times = interleaved(
             clock, {"peer": peer.run, **ours, **({"own": peer.default} if peer.default else {})}, rounds
         )
@@ -305,6 +305,7 @@ def against_peers(clock: Clock, device: torch.device, steps: int, rounds: int) -
             {
                 "library": peer.library,
                 "method": peer.method,
+                "batch": batch,
                 "calls": peer.run(),
                 "their_ms": 1e3 * median(times["peer"]),
                 "our_ms": 1e3 * median(times["float32"]),
@@ -381,7 +382,7 @@ def markdown(found: dict[str, Any]) -> str:
     if found.get("peers"):
         rows = [
             [
-                *(r["library"], r["method"], r["calls"]),
+                *(r["library"], r["method"], r["batch"], r["calls"]),
                 *(*digits(1, r["their_ms"], r["our_ms"]), *digits(2, r["faster_float32"])),
                 *(*digits(1, r["their_default_ms"], r["our_default_ms"]), *digits(2, r["faster_default"])),
             ]
@@ -400,7 +401,7 @@ def markdown(found: dict[str, Any]) -> str:
         ]
         parts += [
             "### Beside other libraries\n",
-            "The same network, one 64x64 image, a random mask, the same number of network calls; milliseconds per call "
+            "The same network, 64x64 images, a random mask, the same number of network calls; milliseconds per call "
             "and times that ours is faster, in float32 and in each library's default precision.\n",
             table(head, rows),
         ]
@@ -465,6 +466,7 @@ def main() -> None:
     parser.add_argument(
         "--width", type=int, default=None, help="channels of the 256x256 network: 32 on the CPU, else 256"
     )
+    parser.add_argument("--large-batches", type=int, nargs="+", default=[1, 8], help="of it; 8 takes minutes on a CPU")
     parser.add_argument("--wall", action="store_true", help="wall time also on one CPU thread")
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds, one batch size, nothing compiled")
     given = parser.parse_args()
@@ -500,11 +502,21 @@ def main() -> None:
         assert isinstance(small, NetworkBackbone)
         rows = overhead(clock, small, [1] if quick else [1, 8], 6 if quick else 12, rounds)
         large = adm_backbone(width, device)
-        return rows + overhead(clock, large, [1] if quick else [1, 8], 2 if on_cpu else 12, min(rounds, 3))
+        for batch in [1] if quick else given.large_batches:
+            few = min(rounds, 3) if batch == 1 or not on_cpu else 1
+            rows += overhead(clock, large, [batch], 2 if on_cpu else 12, few)
+        return rows
 
     part("steps", lambda: step_overhead(clock, device, rounds))
     part("overhead", both_networks)
-    part("peers", lambda: against_peers(clock, device, 6 if quick else 20, rounds))
+    part(
+        "peers",
+        lambda: [
+            row
+            for batch in ([1] if quick else [1, 8])
+            for row in against_peers(clock, device, batch, 20 if batch == 1 and not quick else 6, rounds)
+        ],
+    )
     if not quick:
         part("compile", lambda: compiled(clock, device, [1, 8], rounds))
     if not on_cpu:
