@@ -500,7 +500,9 @@ def main() -> None:
         width = given.width or (32 if on_cpu else 256)
         small = load_backbone("cats64", device=device)
         assert isinstance(small, NetworkBackbone)
-        rows = overhead(clock, small, [1] if quick else [1, 8], 6 if quick else 12, rounds)
+        rows: Rows = []
+        for batch, steps in [(1, 12)] if quick else [(1, 40), (8, 12)]:
+            rows += overhead(clock, small, [batch], steps, rounds)
         large = adm_backbone(width, device)
         for batch in [1] if quick else given.large_batches:
             few = min(rounds, 3) if batch == 1 or not on_cpu else 1
