@@ -171,10 +171,9 @@ Sixteen, the first ones, none left out: 250 ancestral steps, and 50 deterministi
 
 ## Has it memorised its training images?
 
-Distance to the nearest training image (rms at 16 x 16 grey pixels on a scale of [0, 1], mirrored too): median of the samples
-{near["samples"]:.3f}, least {near["least"]:.3f}; median of held-out photographs {near["held_out"]:.3f}. Samples that were copies
-would lie far nearer than photographs that were never seen. Each sample (left) beside its nearest training image, at the
-resolution of the comparison:
+Distance to the nearest training image (rms at 16 x 16 pixels on a scale of [-1, 1], mirrored too): median of the samples
+{near["samples"]:.3f}, least {near["least"]:.3f}; median of held-out photographs {near["held_out"]:.3f}. Copies would lie at
+nearly 0. Each sample (left) beside its nearest training image, at that resolution and in grey:
 
 ![Samples and their nearest training images](../../../../docs/assets/figures/{name}-neighbours.png)
 

@@ -44,7 +44,9 @@ def picture_grid(
 
     Args:
         rows: (C, H, W) tensors in [0, 1], of any size (one and three channels); None leaves a gap.
-        columns: heads. labels: one per row. captions: below the pictures.
+        columns: heads.
+        labels: one per row.
+        captions: below the pictures.
         title: above all.
         size: inches per picture.
     """
@@ -114,7 +116,7 @@ def plot_solution(solution: Solution, most: int = 6) -> Figure:
 
 
 def animate(
-    solution: Solution, path: str | Path, *, seconds: float = 6.0, rate: int = 20, scale: int | None = None
+    solution: Solution, path: str | Path, *, seconds: float = 6.0, rate: int = 10, scale: int | None = None
 ) -> Path:
     """Write the run as an animated GIF: x_t and the clean estimate x0 side by side, the clock drawn below.
 

@@ -115,7 +115,8 @@ def build_problem(
     offset = operator(torch.full(_stack(operator, shape), unit.offset, device=values.device, dtype=torch.float64))
     given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
     model = given if read is None else torch.where(read, given, 0.0)
-    _check_range(model, values, unit, sigma_y, operator, shape)
+    if backbone.bounded:
+        _check_range(model, values, unit, sigma_y, operator, shape)
     return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape))
 
 

@@ -183,7 +183,8 @@ def sample(
     Args:
         backbone: name, path or `Backbone`; ``"cats64"`` by default.
         n: how many.
-        steps, eta: see `Unconditional`.
+        steps: network calls per image.
+        eta: 1 ancestral, 0 deterministic; see `Unconditional`.
         seed: of the draws; image i is sample i of that seed.
         **options: passed on to `solve` (device, precision, batch_size, progress, clip, ...).
 

@@ -339,3 +339,18 @@ def test_gaussian_fixture_is_a_prior_of_smooth_pictures():
     x = backbone.prior_sample(64, seed=0)
     neighbours = (x[..., 1:] * x[..., :-1]).mean() / x.square().mean()
     assert 0.7 < float(neighbours) < 1
+
+
+def test_measurements_of_an_unbounded_prior_are_not_out_of_range():
+    wide = iv.GaussianBackbone(torch.full((1, 1, 8), 12.0), torch.ones(1, 1, 8))
+    A = iv.Mask(torch.arange(8).reshape(1, 8) < 4)
+    s = solve(A, torch.full((1, 1, 1, 8), 12.5), "ddnm", backbone=wide, value_range=(-1, 1), steps=20)
+    assert torch.allclose(s.x[..., :4], torch.full((1, 1, 1, 4), 12.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["diffpir", "pigdm"])
+def test_first_states_do_not_enlarge_the_noise_of_a_blur(sampler, gaussian, clean):
+    A = iv.Blur(iv.gaussian_kernel(9, 2.0))
+    y = A.measure(clean, 0.1, seed=0)
+    s = solve(A, y, sampler, backbone=gaussian, sigma_y=0.1, value_range=(-1, 1), steps=30)
+    assert float((s.x - clean).square().mean()) < 1.2 * float((y - clean).square().mean())

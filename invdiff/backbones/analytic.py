@@ -30,6 +30,8 @@ class AnalyticBackbone(Backbone):
         image_shape: (C, H, W).
     """
 
+    bounded = False
+
     _parameters: tuple[str, ...] = ()
 
     @property

@@ -51,11 +51,13 @@ class Backbone(ABC):
         schedule: the times that `predict` counts in.
         image_shape: (C, H, W) of the images it was made for.
         name: what reports call it.
+        bounded: its images lie in [-1, 1], so that a measurement far outside is a mistake; analytic priors have no bounds.
     """
 
     schedule: NoiseSchedule
     image_shape: tuple[int, ...]
     name: str = "backbone"
+    bounded: bool = True
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:

@@ -33,7 +33,7 @@ class Blur(LinearOperator):
     def __init__(self, kernel: Any, threshold: float = RELATIVE_ZERO) -> None:
         try:
             values = torch.as_tensor(
-                np.array(kernel.detach().cpu() if isinstance(kernel, Tensor) else kernel, dtype=float)
+                np.array(kernel.detach().cpu().numpy() if isinstance(kernel, Tensor) else kernel, dtype=float)
             )
         except (TypeError, ValueError) as error:
             raise InvdiffError(

@@ -31,11 +31,14 @@ class Progress:
     """What `callback` is handed after every move along the path.
 
     Attributes:
-        step: number of the move, from 0; steps: how many there are.
-        t, s: times before and after (s < t denoises, s > t adds noise).
+        step: number of the move, from 0.
+        steps: how many there are.
+        t: time before.
+        s: time after; s < t denoises, s > t adds noise.
         timestep: the network's own time of t; None on a move upwards.
         nfe: network calls so far.
-        x: (B, C, H, W), the state at s. x0: the clean estimate of the last network call. Model range.
+        x: (B, C, H, W), the state at s, model range.
+        x0: the clean estimate of the last network call, likewise.
     """
 
     step: int

@@ -45,7 +45,7 @@ class DiffPIR(Sampler):
     ending: str = option("x0", "end with the corrected x0, or with the state at t = 0", choices=("x0", "state"))
     init: str = option(
         "measurement",
-        "first state from y (enlarged for super-resolution, else its pseudo-inverse) at its own noise level, or pure noise",
+        "first state from y (enlarged, or its pseudo-inverse, where it has another shape) at its own noise level, or pure noise",
         choices=("measurement", "noise"),
     )
 
@@ -65,9 +65,11 @@ class DiffPIR(Sampler):
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
         if self.init == "noise":
             return noise("init")
-        start = problem.pinv_y
-        if problem.operator.kind == "super_resolution" and problem.y.ndim == 4:
+        start = problem.y
+        if problem.operator.kind == "super_resolution":
             start = interpolate(problem.y, problem.image_shape[1:], mode="bicubic", align_corners=False)
+        elif start.shape[1:] != problem.image_shape:
+            start = problem.pinv_y
         a_t = backbone.schedule.level(t)
         missing = max(0.0, 1 - a_t - a_t * problem.sigma_y**2)  # y brings noise of its own
         return a_t**0.5 * start + missing**0.5 * noise("init")

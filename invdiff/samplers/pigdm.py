@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
@@ -43,8 +44,10 @@ class PiGDM(Sampler):
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
         if self.init == "noise":
             return noise("init")
-        a_t = backbone.schedule.level(t)
-        return a_t**0.5 * problem.pinv_y + (1 - a_t) ** 0.5 * noise("init")
+        a_t, known = backbone.schedule.level(t), problem.pinv_y
+        if problem.sigma_y > 0:  # the bare pseudo-inverse of a blur would enlarge the noise without bound
+            known = problem.residual(lambda squared: 1 / (squared + problem.sigma_y**2), torch.zeros_like(known))
+        return a_t**0.5 * known + (1 - a_t) ** 0.5 * noise("init")
 
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
