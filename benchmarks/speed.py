@@ -391,6 +391,7 @@ def markdown(found: dict[str, Any]) -> str:
         head = [
             "library",
             "method",
+            "batch",
             "calls",
             "theirs",
             "ours",
