@@ -20,5 +20,10 @@ class InvdiffWarning(UserWarning):
 
 def near_match(name: str, names: Iterable[str]) -> str:
     """``" Did you mean 'repaint'?"`` when one of `names` is close to `name`, else an empty string."""
-    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(name.lower(), list(names), n=2, cutoff=0.5)
+    if not close:
+        return ""
+    like = [difflib.SequenceMatcher(None, name.lower(), other).ratio() for other in close]
+    if len(close) == 2 and like[1] == like[0]:
+        return f" Did you mean {close[0]!r} or {close[1]!r}?"
+    return f" Did you mean {close[0]!r}?"

@@ -183,8 +183,7 @@ class OperatorSpec:
             raise InvdiffError(
                 f"--mask {self.mask!r} is neither a file nor one of {', '.join(mask_names())}.{near_match(self.mask, mask_names())}"
             )
-        picture = open_image(self.mask, "mask")
-        known = Mask(picture).mask[0].all(0)
+        known = _black_or_white(open_image(self.mask, "mask"), self.mask)
         if self.invert_mask:
             known = ~known
         if tuple(known.shape) == placed.original:
@@ -211,6 +210,22 @@ class OperatorSpec:
         if float(weights.sum()) == 0:
             raise InvdiffError(f"kernel {kind!r} is black: it has no weight anywhere")
         return weights / weights.sum()
+
+
+def _black_or_white(picture: Image.Image, name: str) -> torch.Tensor:
+    """(H, W) bool of a mask file; what compression left near black and white counts as such.
+
+    Raises:
+        InvdiffError: greys in between.
+    """
+    grey = np.asarray(ImageOps.grayscale(picture))
+    between = float(((grey > 48) & (grey < 207)).mean())
+    if between > 0.01:
+        raise InvdiffError(
+            f"mask {name!r} is soft: {100 * between:.0f} % of it is neither black nor white. A pixel is known (white) or missing "
+            "(black); draw the mask with hard edges, or threshold it in an image editor"
+        )
+    return torch.from_numpy(grey > 127)
 
 
 def save(answer: Solution, output: Path, placed: Placement) -> list[Path]:

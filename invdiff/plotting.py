@@ -98,7 +98,7 @@ def plot_solution(solution: Solution, most: int = 6) -> Figure:
     low, high = solution.value_range
     unit = lambda x: (x - low) / (high - low)  # noqa: E731
     shown = min(most, solution.n_samples)
-    columns = ["measurement (A⁺y)", *([f"sample {j}" for j in range(shown)] if shown > 1 else ["restoration"])]
+    columns = ["measurement", *([f"sample {j}" for j in range(shown)] if shown > 1 else ["restoration"])]
     several = solution.n_samples > 1
     if several:
         columns += ["mean", "spread"]

@@ -41,7 +41,7 @@ class Solution:
         timesteps: the network's own time of every call.
         settings: everything needed to run it again: sampler and its fields, backbone, operator, seed, ...
         trajectory: `Frame`s, where ``keep_trajectory`` was asked for.
-        y: the measurement as the pseudo-inverse shows it, (B, C, H, W) in `value_range`: A^+ y.
+        y: the measurement as a picture, (B, C, H, W) in `value_range`: itself where it has that shape, else A^+ y.
         n_samples: samples per measurement.
         value_range: black and white of `x`.
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.network import NetworkBackbone
+from invdiff.backbones.network import NetworkBackbone, available_device
 from invdiff.errors import InvdiffError, InvdiffWarning, near_match
 from invdiff.images import Affine
 from invdiff.noise import NoiseSource
@@ -143,10 +143,18 @@ def solve(
                 ).cpu()
             )
     seconds = time.perf_counter() - started
+    restored = torch.cat(pieces)
+    if model.bounded and float(restored.abs().max()) > 10:
+        warnings.warn(
+            f"the restoration reaches {float(restored.abs().max()):.3g} times the range of an image: the backbone does not predict "
+            f"what it is said to ({getattr(model, 'prediction', 'its prediction type')}), or the sampler diverged",
+            InvdiffWarning,
+            stacklevel=2,
+        )
     low, high = float(value_range[0]), float(value_range[1])
     shown = Affine.from_range((low, high))
     return Solution(
-        x=in_range(torch.cat(pieces), shown),
+        x=in_range(restored, shown),
         nfe=network_calls(times),
         seconds=seconds,
         timesteps=[schedule.timestep(t) for t, s in pairwise(times) if s < t],
@@ -162,7 +170,7 @@ def solve(
             "seed": keys[0][0] if len({s for s, _ in keys}) == 1 else [s for s, _ in keys[::n_samples]],
             "n_samples": n_samples,
         },
-        y=in_range(problem.pinv_y, shown),
+        y=in_range(problem.y if problem.y.shape == problem.pinv_y.shape else problem.pinv_y, shown),
         n_samples=n_samples,
         value_range=(low, high),
         trajectory=frames,
@@ -211,6 +219,7 @@ def resolve_backbone(
     backbone: str | Backbone | None, device: torch.device | str | None = None, precision: str | None = None
 ) -> Backbone:
     """A backbone by name, or as it is, on the wanted device and in the wanted precision."""
+    device = None if device is None else available_device(device)
     if backbone is None or not isinstance(backbone, Backbone):
         from invdiff.backbones.zoo import DEFAULT_BACKBONE, load_backbone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from invdiff.errors import InvdiffError, InvdiffWarning, near_match
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COMPILED_SHAPES = 4
+_DTYPES = re.compile("dtype|scalar type|bias type|BFloat16|Half", re.IGNORECASE)
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
@@ -32,6 +34,25 @@ def native_bfloat16(device: torch.device | str) -> bool:
         features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(bool(getattr(torch.cpu, f, lambda: False)()) for f in features)
     return False
+
+
+def available_device(device: torch.device | str) -> torch.device:
+    """The device, if it is here.
+
+    Raises:
+        InvdiffError: no such device, or one that this machine or this build of PyTorch does not have.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InvdiffError(f"device must be cpu, cuda, cuda:1, mps, ...; got {device!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InvdiffError(
+            f"device {device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; cpu always works"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise InvdiffError(f"device {device!r} is not here; cpu always works")
+    return found
 
 
 class NetworkBackbone(Backbone):
@@ -107,7 +128,7 @@ class NetworkBackbone(Backbone):
         """Place the network on its device in its precision."""
         parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         found = torch.device("cpu") if parameter is None else parameter.device
-        self._device = found if device is None else torch.device(device)
+        self._device = found if device is None else available_device(device)
         if self.precision == "auto":
             fast = isinstance(network, nn.Module) and parameter is not None and native_bfloat16(self._device)
             self._dtype = torch.bfloat16 if fast else torch.float32
@@ -168,7 +189,9 @@ class NetworkBackbone(Backbone):
             try:
                 out = self._call(x, t, options)
             except RuntimeError as error:
-                if not self._layout.channels_last or "view" not in str(error):
+                if self._rounds_by_itself() and _DTYPES.search(str(error)):
+                    self._layout.full_precision = self._in_full_precision()
+                elif not self._layout.channels_last or "view" not in str(error):
                     raise
                 self._layout.channels_last = False  # the network takes views that need the channels first
                 if isinstance(self._network, nn.Module):
@@ -180,7 +203,23 @@ class NetworkBackbone(Backbone):
             out = out.clone()  # a CUDA graph writes its next result to the same place
         return out.to(x.dtype).contiguous()
 
+    def _rounds_by_itself(self) -> bool:
+        """Whether "auto" chose a lower precision for a module that may make float32 tensors of its own."""
+        return self.precision == "auto" and self._dtype != torch.float32 and self._layout.full_precision is None
+
+    def _in_full_precision(self) -> nn.Module:
+        warnings.warn(
+            f"{self.name} mixes data types in {str(self._dtype).removeprefix('torch.')} and runs in float32 instead; cast its own "
+            "tensors to x.dtype to have it fast, or say precision='float32'",
+            InvdiffWarning,
+            stacklevel=2,
+        )
+        module: Any = copying.deepcopy(self._original)
+        return module.to(self._device, torch.float32).eval().requires_grad_(False)
+
     def _call(self, x: Tensor, t: Tensor, options: dict[str, Any]) -> Any:
+        if self._layout.full_precision is not None:
+            return self._layout.full_precision(x, t, **options)
         if self._layout.channels_last:
             x = x.to(self._dtype, memory_format=torch.channels_last)
         elif self._dtype != torch.float32:
@@ -263,9 +302,15 @@ class NetworkBackbone(Backbone):
 
 @dataclass
 class _Layout:
-    """Order of the numbers in memory; shared by all views of a backbone (`on`, `select`), so that it is learned once."""
+    """What is learned of a network by running it; shared by all views of a backbone (`on`, `select`), so once.
+
+    Attributes:
+        channels_last: order of the numbers in memory.
+        full_precision: the network in float32, once it turned out that it cannot run in a lower precision.
+    """
 
     channels_last: bool
+    full_precision: nn.Module | None = None
 
 
 def _compiled(network: Callable[..., Any], device: torch.device, with_gradient: bool) -> Callable[..., Any]:

@@ -95,14 +95,20 @@ def solve_command(
         if extra is not None:
             check_output(extra)
     image = open_image(photo, "photo")
+    options_given = _key_values(options or [])
+    _check_early(sampler, options_given, sigma_y)
     model = resolve_backbone(backbone, device, precision)
     channels, height, width = model.image_shape
-    options_given = _key_values(options or [])
     build = fitting.OperatorSpec(operator, mask, invert_mask, scale, kernel, weights, ratio, seed)
     given = build.picture_size((height, width), simulate)
     if given is None:
         stop(
             f"operator {operator!r} makes measurements that are no pictures: only --simulate works here; use the Python interface"
+        )
+    if given != (height, width) == (image.height, image.width) and fit is None:
+        stop(
+            f"the photo has the size of the restoration, {width}x{height}, but the measurement of {operator} is "
+            f"{given[1]}x{given[0]}. Say --simulate if the photo is a clean one that is to be degraded first"
         )
     image, placed = fitting.fit_picture(image, given, fit)
     A = build.make((height, width), placed)
@@ -151,6 +157,25 @@ def solve_command(
                 f"  {'' if len(shown) == 1 else f'sample {i}: '}PSNR {one[0]:.2f} dB, SSIM {one[1]:.3f}",
                 highlight=False,
             )
+
+
+def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
+    """Refuse what can be refused before a backbone is loaded."""
+    import dataclasses
+
+    from invdiff.errors import near_match
+    from invdiff.samplers import sampler_class
+    from invdiff.samplers.paths import PATHS
+
+    cls = sampler_class(sampler)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in options:
+        if name not in fields and not any(name in f.__code__.co_varnames for f in PATHS.values()):
+            stop(
+                f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
+            )
+    if not sigma_y >= 0:
+        stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
 
 
 def _key_values(pairs: list[str]) -> dict[str, Any]:

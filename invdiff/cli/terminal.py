@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,6 +21,19 @@ app = typer.Typer(
 )
 lists = typer.Typer(help="What there is: samplers, operators, backbones, masks, metrics, suites.", no_args_is_help=True)
 app.add_typer(lists, name="list")
+
+
+@app.callback()
+def frame(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from invdiff import __version__
+
+        console.print(f"invdiff {__version__}", highlight=False)
+        raise typer.Exit
+
+
 console = Console()
 errors = Console(stderr=True)
 

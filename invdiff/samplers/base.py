@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.errors import DivergenceError, InvdiffError, near_match
+from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
 from invdiff.noise import Draw, NoiseSource
 from invdiff.options import check_options, option
 from invdiff.problem import Problem
@@ -287,5 +288,14 @@ def _plain(name: str) -> str:
 
 def _load_plugins() -> None:
     for entry in entry_points(group="invdiff.samplers"):
-        if entry.name not in _REGISTRY:
-            register_sampler(entry.name)(entry.load())
+        if entry.name in _REGISTRY:
+            continue
+        found = entry.load()
+        if isinstance(found, type) and issubclass(found, Sampler):
+            register_sampler(entry.name)(found)
+        else:
+            warnings.warn(
+                f"the plug-in {entry.name} = {entry.value!r} is no Sampler class and is left out; write module:Class",
+                InvdiffWarning,
+                stacklevel=3,
+            )
