@@ -125,7 +125,10 @@ the MIT licence, and so are these weights.""",
 RECIPE = """\
 - **Network.** diffusers' `UNet2DModel`, channels 64, 128, 160, two residual blocks per resolution,
   self-attention at 8 x 8, 8.2 M parameters, behind an orthonormal Haar transform (64 x 64 x 3 <-> 32 x 32 x 12)
-  that keeps white noise white. Stored in bfloat16.
+  that keeps white noise white. Stored in bfloat16. A plain UNet of the same channels and size takes 4.0 times as
+  long per call (40 against 10 ms of processor time per image at batch 8) and, trained from scratch for the same
+  processor time (143 s against 123 s: 3,200 images against 800), came out alike (held-out error 0.138 against
+  0.144): the transform is kept for its cost at every call.
 - **Prediction: velocity**, linear schedule, T = 1000. A network of this shape that predicts the noise (the
   start of this one) leaves colour casts: its error in the mean of a channel at high noise is multiplied by
   1 / sqrt(alpha_bar). Velocity has no such factor.
