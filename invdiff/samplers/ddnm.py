@@ -62,7 +62,7 @@ class DDNM(Sampler):
 @register_sampler("ddnm+")
 @dataclass(frozen=True)
 class DDNMPlus(DDNM):
-    """DDNM for noisy measurements (Wang et al., ICLR 2023, section 3.2 and appendix I), per singular value s of A.
+    """DDNM for noisy measurements (Wang et al., ICLR 2023, section 3.3 and appendix I), per singular value s of A.
 
     With ``c = sqrt(1 - a_s)`` and ``thr = sqrt(a_s) sigma_y / s``: the correction is trusted in full where the noise that
     it brings, thr, is below the level c of the next state, and the added noise makes up the difference
