@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NetworkBackbone, available_device
-from invdiff.errors import InvdiffError, InvdiffWarning, near_match
+from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine
 from invdiff.noise import NoiseSource
 from invdiff.operators import Identity
@@ -261,12 +261,7 @@ def resolve_sampler(
         cls = type(sampler)
     else:
         raise InvdiffError(f"sampler must be a name, a Sampler or a Sampler class, got {type(sampler).__name__}")
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for name in options:
-        if name not in fields:
-            raise InvdiffError(
-                f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
-            )
+    cls.check_names(options)
     if isinstance(sampler, Sampler):
         return dataclasses.replace(sampler, **options), path_options
     tuned = preset(cls.name, problem.operator.kind, problem.sigma_y > 0) if isinstance(sampler, str) else {}

@@ -161,19 +161,11 @@ def solve_command(
 
 def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
     """Refuse what can be refused before a backbone is loaded."""
-    import dataclasses
-
-    from invdiff.errors import near_match
     from invdiff.samplers import sampler_class
     from invdiff.samplers.paths import PATHS
 
-    cls = sampler_class(sampler)
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for name in options:
-        if name not in fields and not any(name in f.__code__.co_varnames for f in PATHS.values()):
-            stop(
-                f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
-            )
+    of_paths = {name for path in PATHS.values() for name in path.__code__.co_varnames}
+    sampler_class(sampler).check_names(name for name in options if name not in of_paths)
     if not sigma_y >= 0:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -116,6 +117,20 @@ class Sampler(ABC):
         return x
 
     # ---- what is the same for all ---------------------------------------------------------------------------
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Refuse names that are no field of this sampler.
+
+        Raises:
+            InvdiffError: the first one, with the fields and the near match.
+        """
+        fields = [f.name for f in dataclasses.fields(cls)]
+        for name in names:
+            if name not in fields:
+                raise InvdiffError(
+                    f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
+                )
 
     def network_calls(self, schedule: NoiseSchedule) -> int:
         """Network calls per image on the full schedule `schedule`, known before a run."""
