@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError, near_match
+from invdiff.files import written_whole
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -327,7 +327,6 @@ def check_sha256(path: Path, content: bytes, expected: str) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name, then renamed."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    """Write a file whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
