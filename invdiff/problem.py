@@ -20,6 +20,7 @@ from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine, read_image
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.nonlinear import NonlinearOperator
+from invdiff.tensors import weighted_sum
 
 _AVERAGING = ("mask", "super_resolution", "colorization", "blur", "identity")
 
@@ -58,7 +59,7 @@ class Problem:
         """
         known = self.pinv_y
         if n is not None:
-            known = alpha_bar**0.5 * known + (1 - alpha_bar) ** 0.5 * self.operator.project(n)
+            known = weighted_sum((alpha_bar**0.5, known), ((1 - alpha_bar) ** 0.5, self.operator.project(n)))
         return known + self.operator.complement(x)
 
     def select(self, images: Tensor) -> Problem:

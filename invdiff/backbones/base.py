@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError
+from invdiff.tensors import weighted_sum
 
 BackboneT = TypeVar("BackboneT", bound="Backbone")
 
@@ -34,14 +35,16 @@ class Prediction:
     @classmethod
     def from_x0(cls, x_t: Tensor, x0: Tensor, alpha_bar: float | Tensor) -> Prediction:
         """The prediction of a denoiser: the noise follows from the clean estimate."""
-        return cls(x0, (x_t - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5)
+        scale = 1 / (1 - alpha_bar) ** 0.5
+        return cls(x0, weighted_sum((scale, x_t), (-scale * alpha_bar**0.5, x0)))
 
     @classmethod
     def from_eps(
         cls, x_t: Tensor, eps: Tensor, alpha_bar: float | Tensor, log_variance: Tensor | None = None
     ) -> Prediction:
         """The prediction of a noise-predicting network."""
-        return cls((x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5, eps, log_variance)
+        scale = 1 / alpha_bar**0.5
+        return cls(weighted_sum((scale, x_t), (-scale * (1 - alpha_bar) ** 0.5, eps)), eps, log_variance)
 
 
 class Backbone(ABC):

@@ -18,6 +18,7 @@ from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.cpu_layers import speed_up
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError, InvdiffWarning, near_match
+from invdiff.tensors import weighted_sum
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -201,7 +202,7 @@ class NetworkBackbone(Backbone):
             out = out.sample if hasattr(out, "sample") else out[0]
         if self.compile and out.is_cuda:
             out = out.clone()  # a CUDA graph writes its next result to the same place
-        return out.to(x.dtype).contiguous()
+        return out.to(x.dtype, memory_format=torch.contiguous_format)
 
     def _rounds_by_itself(self) -> bool:
         """Whether "auto" chose a lower precision for a module that may make float32 tensors of its own."""
@@ -221,7 +222,7 @@ class NetworkBackbone(Backbone):
         if self._layout.full_precision is not None:
             return self._layout.full_precision(x, t, **options)
         if self._layout.channels_last:
-            x = x.to(self._dtype, memory_format=torch.channels_last)
+            x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)  # at once it would take twice as long
         elif self._dtype != torch.float32:
             x = x.to(self._dtype)
         if not (self.checkpointing and torch.is_grad_enabled() and x.requires_grad):
@@ -278,8 +279,9 @@ class NetworkBackbone(Backbone):
         if self.prediction == "epsilon":
             return Prediction.from_eps(x_t, out, a, log_variance)
         if self.prediction == "v_prediction":
-            x0 = a**0.5 * x_t - (1 - a) ** 0.5 * out
-            return Prediction(x0, (1 - a) ** 0.5 * x_t + a**0.5 * out, log_variance)
+            signal, noise = a**0.5, (1 - a) ** 0.5
+            x0 = weighted_sum((signal, x_t), (-noise, out))
+            return Prediction(x0, weighted_sum((noise, x_t), (signal, out)), log_variance)
         prediction = Prediction.from_x0(x_t, out, a)
         return Prediction(prediction.x0, prediction.eps, log_variance)
 

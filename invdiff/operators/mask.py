@@ -39,7 +39,7 @@ class Mask(LinearOperator):
 
     def __init__(self, mask: Any) -> None:
         self.mask = _known_pixels(mask)
-        self._one, self._zero = number(1.0), number(0.0)
+        self._one, self._both = number(1.0), number([1.0, 0.0])
 
     @property
     def batch_size(self) -> int | None:  # type: ignore[override]
@@ -83,18 +83,23 @@ class Mask(LinearOperator):
         return self(y)
 
     def project(self, x: Tensor) -> Tensor:
-        return self(x)
+        self.check_images(x)
+        return x * self.mask
+
+    def complement(self, x: Tensor) -> Tensor:
+        self.check_images(x)
+        return x * ~self.mask
 
     def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
         self.check_images(x)
-        return torch.where(self.mask, y - x, 0.0) * f(self._one)
+        return torch.where(self.mask, y - x, 0.0).mul_(f(self._one))
 
     def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         return self(y) * f(self._one)
 
     def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
         self.check_images(x)
-        known, missing = (torch.as_tensor(f(value)).to(x.dtype) for value in (self._one, self._zero))
+        known, missing = torch.as_tensor(f(self._both)).to(x).expand(2)
         return torch.where(self.mask, known, missing) * x
 
     def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:

@@ -20,8 +20,8 @@ RELATIVE_ZERO = 1e-6
 """Singular values below this fraction of the largest one count as exactly zero."""
 
 
-def number(value: float) -> Tensor:
-    """A double of no dimension, which mixes with tensors of any dtype and device; never an inference tensor."""
+def number(value: float | list[float]) -> Tensor:
+    """A double of no dimension, which mixes with tensors of any dtype and device, or several; never an inference tensor."""
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=torch.float64)
 

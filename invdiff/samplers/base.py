@@ -24,6 +24,7 @@ from invdiff.options import check_options, option
 from invdiff.problem import Problem
 from invdiff.samplers import paths
 from invdiff.samplers.guidance import Guidance, GuidedBackbone
+from invdiff.tensors import weighted_sum
 
 # ---- one step's report ------------------------------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ class Sampler(ABC):
         `x0` is the clean estimate of the last network call.
         """
         ratio = backbone.schedule.level(s) / backbone.schedule.level(t)
-        return ratio**0.5 * x_t + (1 - ratio) ** 0.5 * noise("step")
+        return weighted_sum((ratio**0.5, x_t), ((1 - ratio) ** 0.5, noise("step")))
 
     def finish(self, x: Tensor, problem: Problem) -> Tensor:
         """The result, from the state at the end of the path."""
@@ -214,12 +215,12 @@ def ancestral(
     """
     a_t, a_s = schedule.level(t), schedule.level(s)
     beta = 1 - a_t / a_s
-    x = (a_s**0.5 * beta / (1 - a_t)) * x0 + ((a_t / a_s) ** 0.5 * (1 - a_s) / (1 - a_t)) * x_t
+    x = weighted_sum((a_s**0.5 * beta / (1 - a_t), x0), ((a_t / a_s) ** 0.5 * (1 - a_s) / (1 - a_t), x_t))
     if s < 0:
         return x
     if log_variance is not None and s == t - 1:
-        return x + torch.exp(0.5 * log_variance) * noise("step")
-    return x + (beta * (1 - a_s) / (1 - a_t)) ** 0.5 * noise("step")
+        return x.addcmul_(torch.exp(0.5 * log_variance), noise("step"))
+    return x.add_(noise("step"), alpha=(beta * (1 - a_s) / (1 - a_t)) ** 0.5)
 
 
 def ddim_coefficients(a_t: float, a_s: float, eta: float) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, inverse, register_sampler
 from invdiff.samplers.paths import travel
+from invdiff.tensors import weighted_sum
 
 
 @register_sampler("ddnm")
@@ -52,11 +53,12 @@ class DDNM(Sampler):
         if s < 0:
             return corrected, x0
         c = (1 - a_s) ** 0.5
-        return a_s**0.5 * corrected + c * self.eta * noise("step") + c * (1 - self.eta**2) ** 0.5 * eps, x0
+        kept = (1 - self.eta**2) ** 0.5
+        return weighted_sum((a_s**0.5, corrected), (c * self.eta, noise("step")), (c * kept, eps)), x0
 
     def renoise(self, x_t: Tensor, x0: Tensor, t: int, s: int, backbone: Backbone, noise: Draw) -> Tensor:
         a_s = backbone.schedule.level(s)
-        return a_s**0.5 * x0 + (1 - a_s) ** 0.5 * noise("step")
+        return weighted_sum((a_s**0.5, x0), ((1 - a_s) ** 0.5, noise("step")))
 
 
 @register_sampler("ddnm+")

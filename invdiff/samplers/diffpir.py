@@ -14,6 +14,7 @@ from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, register_sampler
+from invdiff.tensors import weighted_sum
 
 _LEAST_SIGMA = 0.002  # the authors' floor of 0.001 on a scale of [0, 1]
 
@@ -84,11 +85,11 @@ class DiffPIR(Sampler):
         x0 = estimate + self.guidance_scale * problem.residual(lambda squared: 1 / (squared + rho), estimate)
         if s < 0:
             return x0, estimate
-        e = (x_t - a_t**0.5 * x0) / (1 - a_t) ** 0.5
+        e = weighted_sum((1 / (1 - a_t) ** 0.5, x_t), (-((a_t / (1 - a_t)) ** 0.5), x0))
         es = self.eta * ((1 - a_s) / (1 - a_t)) ** 0.5 * schedule.chain_beta(t) ** 0.5
-        x = a_s**0.5 * x0 + ((1 - self.zeta) * max(0.0, 1 - a_s - es**2)) ** 0.5 * e
+        x = weighted_sum((a_s**0.5, x0), (((1 - self.zeta) * max(0.0, 1 - a_s - es**2)) ** 0.5, e))
         if es > 0 and self.zeta < 1:
-            x = x + (1 - self.zeta) ** 0.5 * es * noise("second")
+            x.add_(noise("second"), alpha=(1 - self.zeta) ** 0.5 * es)
         if self.zeta > 0:
-            x = x + (self.zeta * (1 - a_s)) ** 0.5 * noise("step")
+            x.add_(noise("step"), alpha=(self.zeta * (1 - a_s)) ** 0.5)
         return x, estimate

@@ -53,4 +53,4 @@ class DPS(Sampler):
         prediction, x0, pullback = estimate_with_pullback(backbone, x_t, t, self.clip)
         x = ancestral(x_t, x0, t, s, backbone.schedule, prediction.log_variance, noise)
         y = problem.y if self.norm == "known" else problem.y_given
-        return x + self.scale * pullback(residual_direction(y, problem, x0)), x0
+        return x.add_(pullback(residual_direction(y, problem, x0)), alpha=self.scale), x0

@@ -13,6 +13,7 @@ from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, ddim_coefficients, estimate_with_pullback, inverse, register_sampler
+from invdiff.tensors import weighted_sum
 
 
 @register_sampler("pigdm")
@@ -61,5 +62,5 @@ class PiGDM(Sampler):
         if self.project:
             x0 = x0 + problem.residual(inverse, x0)
             g = problem.operator.complement(g)
-        x = a_s**0.5 * x0 + c2 * prediction.eps + self.weight * (a_s * a_t) ** 0.5 * g
-        return x + c1 * noise("step") if c1 > 0 else x, estimate
+        x = weighted_sum((a_s**0.5, x0), (c2, prediction.eps), (self.weight * (a_s * a_t) ** 0.5, g))
+        return x.add_(noise("step"), alpha=c1) if c1 > 0 else x, estimate

@@ -12,6 +12,7 @@ from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, ancestral, ddim_coefficients, register_sampler
+from invdiff.tensors import weighted_sum
 
 
 @register_sampler("unconditional")
@@ -42,6 +43,6 @@ class Unconditional(Sampler):
         if self.eta == 1:
             return ancestral(x_t, x0, t, s, schedule, prediction.log_variance, lambda role: noise(f"prior/{role}")), x0
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
-        eps = (x_t - a_t**0.5 * x0) / (1 - a_t) ** 0.5
-        x = a_s**0.5 * x0 + c2 * eps
-        return x + c1 * noise("prior/step") if c1 > 0 else x, x0
+        eps = weighted_sum((1 / (1 - a_t) ** 0.5, x_t), (-((a_t / (1 - a_t)) ** 0.5), x0))
+        x = weighted_sum((a_s**0.5, x0), (c2, eps))
+        return x.add_(noise("prior/step"), alpha=c1) if c1 > 0 else x, x0
