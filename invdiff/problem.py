@@ -59,8 +59,8 @@ class Problem:
         """
         known = self.pinv_y
         if n is not None:
-            known = weighted_sum((alpha_bar**0.5, known), ((1 - alpha_bar) ** 0.5, self.operator.project(n)))
-        return known + self.operator.complement(x)
+            known = weighted_sum((alpha_bar**0.5, known), ((1 - alpha_bar) ** 0.5, n))
+        return self.operator.merge(known, x)
 
     def select(self, images: Tensor) -> Problem:
         """The same problem for some of its images."""

@@ -176,6 +176,8 @@ def test_pseudo_inverse_is_that_of_the_matrix(case):
     torch.testing.assert_close(A.project(x), seen, atol=1e-7, rtol=1e-7)
     torch.testing.assert_close(A.complement(x), x - seen, atol=1e-7, rtol=1e-7)
     torch.testing.assert_close(A(A.complement(x)), torch.zeros_like(z), atol=1e-7, rtol=0)
+    other = draw(image_shape, seed=2)
+    torch.testing.assert_close(A.merge(other, x), A.project(other) + x - seen, atol=1e-7, rtol=1e-7)
     single = A.pinv(z.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), A.pinv(z), atol=2e-4, rtol=2e-4)

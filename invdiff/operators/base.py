@@ -181,6 +181,10 @@ class LinearOperator(ABC):
         """x - A^+ A x, the part of `x` that no measurement sees."""
         return x - self.project(x)
 
+    def merge(self, seen: Tensor, x: Tensor) -> Tensor:
+        """A^+ A seen + (x - A^+ A x): what a measurement can see from `seen`, the rest from `x`."""
+        return self.project(seen - x).add_(x)
+
     # Functions of the singular values
 
     def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:

@@ -90,6 +90,10 @@ class Mask(LinearOperator):
         self.check_images(x)
         return x * ~self.mask
 
+    def merge(self, seen: Tensor, x: Tensor) -> Tensor:
+        self.check_images(x)
+        return torch.lerp(x, seen, self.mask.to(x.dtype))  # exact at 0 and 1, and faster than torch.where
+
     def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
         self.check_images(x)
         return torch.where(self.mask, y - x, 0.0).mul_(f(self._one))

@@ -50,6 +50,10 @@ class NonlinearOperator:
         """x - h^+(h(x))."""
         return x - self.project(x)
 
+    def merge(self, seen: Tensor, x: Tensor) -> Tensor:
+        """``h^+(h(seen)) + (x - h^+(h(x)))``: what a measurement can see from `seen`, the rest from `x`."""
+        return self.project(seen) + self.complement(x)
+
     def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
         """``f(1) (h^+(y) - h^+(h(x)))``."""
         return torch.as_tensor(f(torch.ones((), dtype=torch.float64))).to(x.dtype) * (self._pinv(y) - self.project(x))

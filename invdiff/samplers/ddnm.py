@@ -49,7 +49,7 @@ class DDNM(Sampler):
     ) -> tuple[Tensor, Tensor]:
         prediction = backbone.predict(x_t, t)
         x0, eps, a_s = prediction.x0, prediction.eps, backbone.schedule.level(s)
-        corrected = x0 + problem.residual(inverse, x0)
+        corrected = problem.replace_known(x0)
         if s < 0:
             return corrected, x0
         c = (1 - a_s) ** 0.5
