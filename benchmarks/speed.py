@@ -9,9 +9,11 @@ Parts: `overhead` (total time over network calls times one bare call), `steps` (
 `peers` (those of diffusers, deepinv and azula that are installed), `adm` (GPU only: images per second of the 552 M
 parameter network for 256x256), `bfloat16`.
 
-What is compared is always measured in turns within one run: a bare call, then the run, and the ratio is the median over
-the rounds. On one CPU thread the clock is the processor time of this process, which other work on the machine disturbs
-little; with more threads or on a GPU it is the wall.
+What is compared is always measured in turns within one run: bare calls, the run, bare calls, the run, ...; a run is set
+against the bare calls before and after it, and the ratio is the median over the rounds. On one CPU thread the clock is
+the processor time of this process, which other work on the machine disturbs little; with more threads or on a GPU it is
+the wall. On Linux the process keeps the memory that it freed (`invdiff.memory`), as the command line does: fresh pages for
+every call would otherwise be charged now to the one side and now to the other.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from invdiff import InvdiffWarning, Mask, NetworkBackbone, load_backbone, solve
 from invdiff.files import written_whole
+from invdiff.memory import keep_freed_memory
 from invdiff.samplers import sampler_class
 from invdiff.samplers.base import estimate_with_pullback
 
@@ -80,15 +84,26 @@ class Clock:
         return self() - start, calls
 
 
-def interleaved(clock: Clock, jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
-    """Seconds per network call of every job, once per round, the jobs in turns; the first round warms up."""
+def interleaved(clock: Clock, jobs: dict[str, Job], rounds: int, closing: str | None = None) -> dict[str, list[float]]:
+    """Seconds per network call of every job, once per round, the jobs in turns; the first round warms up.
+
+    The job `closing` is measured once more at the end.
+    """
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, job in jobs.items():
             seconds, calls = clock.seconds(job)
             if number:
                 found[name].append(seconds / calls)
+    if closing is not None:
+        seconds, calls = clock.seconds(jobs[closing])
+        found[closing].append(seconds / calls)
     return found
+
+
+def between(values: list[float]) -> list[float]:
+    """Means of neighbours: what a bare call took while something else was measured between two of them."""
+    return [(a + b) / 2 for a, b in pairwise(values)]
 
 
 def median(values: list[float]) -> float:
@@ -179,7 +194,7 @@ def overhead(clock: Clock, backbone: NetworkBackbone, batches: list[int], steps:
         for sampler in RUNS:
             gradient = sampler_class(sampler).uses_gradient
             jobs = {"bare": bare(backbone, batch, gradient, steps), "run": run(backbone, sampler, batch, steps)}
-            times = interleaved(clock, jobs, rounds)
+            times = interleaved(clock, jobs, rounds, closing="bare")
             rows.append(
                 {
                     "backbone": backbone.name,
@@ -188,7 +203,7 @@ def overhead(clock: Clock, backbone: NetworkBackbone, batches: list[int], steps:
                     "network": "forward + product" if gradient else "forward",
                     "bare_ms": 1e3 * median(times["bare"]),
                     "run_ms": 1e3 * median(times["run"]),
-                    "ratio": ratio(times["run"], times["bare"]),
+                    "ratio": ratio(times["run"], between(times["bare"])),
                 }
             )
             print(f"  {backbone.name} batch {batch} {sampler}: {rows[-1]['ratio']:.3f}", flush=True)
@@ -335,7 +350,8 @@ def markdown(found: dict[str, Any]) -> str:
     about = found["about"]
     parts = [
         f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {about['device']}; "
-        f"{about['clock']}, medians of {about['rounds']} interleaved rounds.\n"
+        f"{about['clock']}, medians of {about['rounds']} interleaved rounds (at "
+        "most 5 beside other libraries and at 256x256, 3 there at batch 8).\n"
     ]
     if found.get("overhead"):
         rows = [
@@ -463,7 +479,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--width", type=int, default=None, help="channels of the 256x256 network: 32 on the CPU, else 256"
     )
@@ -472,6 +488,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds, one batch size, nothing compiled")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed_memory()
     warnings.simplefilter("ignore", InvdiffWarning)
     device, quick = torch.device(given.device), given.quick
     on_cpu = device.type == "cpu"
@@ -486,6 +503,7 @@ def main() -> None:
         "torch": torch.__version__,
         "clock": clock.name,
         "rounds": rounds,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
     def part(name: str, work: Callable[[], Rows]) -> None:
@@ -502,12 +520,11 @@ def main() -> None:
         small = load_backbone("cats64", device=device)
         assert isinstance(small, NetworkBackbone)
         rows: Rows = []
-        for batch, steps in [(1, 12)] if quick else [(1, 40), (8, 12)]:
+        for batch, steps in [(1, 12)] if quick else [(1, 30), (8, 20)]:
             rows += overhead(clock, small, [batch], steps, rounds)
         large = adm_backbone(width, device)
         for batch in [1] if quick else given.large_batches:
-            few = min(rounds, 3) if batch == 1 or not on_cpu else 1
-            rows += overhead(clock, large, [batch], 2 if on_cpu else 12, few)
+            rows += overhead(clock, large, [batch], 4 if on_cpu else 12, min(rounds, 5 if batch == 1 else 3))
         return rows
 
     part("steps", lambda: step_overhead(clock, device, rounds))
@@ -517,7 +534,7 @@ def main() -> None:
         lambda: [
             row
             for batch in ([1] if quick else [1, 8])
-            for row in against_peers(clock, device, batch, 20 if batch == 1 and not quick else 6, rounds)
+            for row in against_peers(clock, device, batch, 20 if batch == 1 and not quick else 6, min(rounds, 5))
         ],
     )
     if not quick:

@@ -1,5 +1,6 @@
 """Networks as backbones: precision, layout, what is copied, what a compiled one computes."""
 
+import copy
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from invdiff import InvdiffError, InvdiffWarning, Mask, NetworkBackbone, solve
 from invdiff.backbones import network as network_module
-from invdiff.backbones.cpu_layers import Conv2d, GroupNorm
+from invdiff.backbones.cpu_layers import Conv2d, GroupNorm, Linear, speed_up
 from invdiff.backbones.network import native_bfloat16, tensor_float_32
 from invdiff.samplers.base import estimate_with_pullback
 
@@ -135,6 +136,54 @@ def test_a_network_with_packed_weights_can_be_copied_and_batches_may_change(net)
         again = b.with_precision("float32").with_precision("bfloat16").network(state(1), torch.tensor([7]))
         assert torch.equal(one, again)
         assert relative(b.network(state(1).repeat(5, 1, 1, 1), torch.full((5,), 7))[3:4], one) < 1e-2
+
+
+CONVOLUTIONS = {
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "1x1": {"kernel_size": 1},
+    "no padding": {"kernel_size": 3},
+    "oblong": {"kernel_size": (3, 5), "padding": (0, 2)},
+    "wide padding": {"kernel_size": 1, "padding": 2},  # its adjoint would crop
+    "stride": {"kernel_size": 3, "padding": 1, "stride": 2},
+    "dilation": {"kernel_size": 3, "padding": 2, "dilation": 2},
+    "groups": {"kernel_size": 3, "padding": 1, "groups": 2},
+    "no bias": {"kernel_size": 3, "padding": 1, "bias": False},
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_a_packed_convolution_has_the_result_and_the_derivatives_of_the_plain_one(case):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 16, **CONVOLUTIONS[case]).to(torch.bfloat16, memory_format=torch.channels_last)
+    plain.requires_grad_(False)
+    packed = speed_up(copy.deepcopy(plain))
+    assert type(packed) is Conv2d
+
+    def all_of(layer):
+        x = torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(1))
+        x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last).requires_grad_()
+        with torch.no_grad():
+            alone = layer(x)
+        first = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)[0]
+        return alone, first, torch.autograd.grad(first.square().sum(), x)[0]
+
+    for ours, theirs in zip(all_of(packed), all_of(plain), strict=True):
+        assert relative(ours.float(), theirs.float()) < 1e-2
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_layer_has_the_result_and_the_gradient_of_the_plain_one(bias):
+    torch.manual_seed(0)
+    plain = nn.Linear(24, 40, bias=bias).to(torch.bfloat16).requires_grad_(False)
+    packed = speed_up(copy.deepcopy(plain))
+    assert type(packed) is Linear
+    x = torch.randn(3, 24, 5).to(torch.bfloat16)
+    with torch.inference_mode():
+        for state in (x.transpose(1, 2), x[:1, :, 0], x[0, :, 0]):  # not contiguous, one row, no batch
+            assert relative(packed(state).float(), plain(state).float()) < 1e-2
+    x = x.transpose(1, 2).requires_grad_()
+    ours, theirs = (torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in (packed, plain))
+    assert torch.equal(ours, theirs)
 
 
 def test_float32_is_the_module_to_the_last_bit(net):

@@ -1,11 +1,11 @@
 """Layers that eager PyTorch runs slowly in bfloat16 on a processor, in a form that it runs fast.
 
-They take a fifth off a call of the embedded network without compiling anything. In float32 there is little to gain, and
-the network stays what its author wrote, to the last bit.
+They take a fifth off a call of the embedded network without compiling anything, for one image a third. In float32 there is
+little to gain, and the network stays what its author wrote, to the last bit.
 
 - `GroupNorm`: the channels-last kernel for feature maps below 32x32 is ten times slower in bfloat16 than in float32, and
   its backward pass is slow at every size.
-- `Conv2d`: the matrix units want the weights in an order of their own, and PyTorch reorders them at every call.
+- `Conv2d`, `Linear`: the matrix units want the weights in an order of their own, and PyTorch reorders them at every call.
 
 Both compute what `torch.nn`'s own do. They replace the layers of a frozen copy only, never those of a caller's module.
 """
@@ -31,6 +31,8 @@ def speed_up(network: nn.Module) -> nn.Module:
             packs and type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
         ):
             layer.__class__ = Conv2d
+        elif packs and type(layer) is nn.Linear:
+            layer.__class__ = Linear
     return network
 
 
@@ -49,22 +51,77 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` whose weights are put in the processor's order once, at the first call without a gradient."""
+    """`torch.nn.Conv2d` whose weights are put in the processor's order once, at the first call.
+
+    The vector-Jacobian product of a convolution with stride 1 is a convolution too, with the weights turned round, which
+    are kept in that order likewise. Others are left to PyTorch where a gradient is wanted.
+    """
+
+    _packed: tuple[Tensor | None, Tensor | None] = (None, None)  # forward, and turned round
+
+    def forward(self, x: Tensor) -> Tensor:
+        ready = x.dtype == self.weight.dtype and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if not ready or self.weight.requires_grad or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self.convolve(x, self.bias)
+        if not self._turns_round() or torch._C._are_functorch_transforms_active():
+            return super().forward(x)
+        return _Convolution.apply(x, self, self.bias, False)  # type: ignore[no-any-return]
+
+    def convolve(self, x: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
+        """The convolution, or its adjoint."""
+        padding = tuple((k - 1 - p if turned else p) for k, p in zip(self.kernel_size, self._pads(), strict=True))
+        geometry = (padding, self.stride, self.dilation, self.groups)
+        packed = self._packed[turned]
+        if packed is None:
+            with torch.inference_mode(False), torch.no_grad():
+                weight = self.weight.flip(2, 3).transpose(0, 1) if turned else self.weight
+                packed = _reorder(weight.contiguous(memory_format=torch.channels_last), *geometry, x.shape)
+            self._packed = (self._packed[0], packed) if turned else (packed, self._packed[1])
+        return _convolve(x, packed, bias, *geometry, "none", [], "")
+
+    def _pads(self) -> tuple[int, ...]:
+        return self.padding if isinstance(self.padding, tuple) else (0, 0)
+
+    def _turns_round(self) -> bool:
+        fits = all(k > p for k, p in zip(self.kernel_size, self._pads(), strict=True))
+        return fits and self.groups == 1 and {*self.stride, *self.dilation} == {1}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}  # cannot be copied
+
+
+class _Convolution(torch.autograd.Function):
+    """A frozen `Conv2d` or its adjoint; the derivative of each is the other, as often as one likes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Conv2d, bias: Tensor | None, turned: bool) -> Tensor:
+        ctx.layer, ctx.turned = layer, turned
+        return layer.convolve(x, bias, turned)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        return _Convolution.apply(gradient, ctx.layer, None, not ctx.turned), None, None, None
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with the weights in the processor's order, where no gradient is wanted."""
 
     _packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        ready = x.dtype == self.weight.dtype and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        if not ready or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if wanted or x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        geometry = (self.padding, self.stride, self.dilation, self.groups)
         if self._packed is None:
             with torch.inference_mode(False), torch.no_grad():
-                self._packed = _reorder(self.weight, *geometry, x.shape)
-        return _convolve(x, self._packed, self.bias, *geometry, "none", [], "")
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}  # cannot be copied
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
 
 def _can_pack() -> bool:

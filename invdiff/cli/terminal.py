@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from invdiff.errors import InvdiffError
+from invdiff.memory import keep_freed_memory
 
 app = typer.Typer(
     help="Inverse problems with a pretrained diffusion model: restore damaged images, compare the methods.",
@@ -44,6 +45,7 @@ def main() -> None:
     def show(message: Warning | str, *_: Any) -> None:
         errors.print(f"[yellow]note:[/] {message}", highlight=False)
 
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show  # type: ignore[assignment]
