@@ -263,7 +263,14 @@ def _ddpm(name: str, images: str, size: int, parameters: int | None = None) -> K
 
 
 def _elsewhere(
-    name: str, title: str, source: str, file: str, licence: str, parameters: int, preset: str | None
+    name: str,
+    title: str,
+    source: str,
+    file: str,
+    licence: str,
+    parameters: int,
+    preset: str | None,
+    address: str | None = None,
 ) -> KnownCheckpoint:
     loader = "load_ddpm" if preset is None else "load_guided_diffusion"
     size = 256
@@ -278,11 +285,13 @@ def _elsewhere(
         file=file,
         preset=preset,
         parameters=parameters,
-        instructions=f'Get {file} from {source} in a browser, then {loader}("path/to/{file}"{given}).',
+        instructions=f'Get {file} from {address or source} in a browser, then {loader}("path/to/{file}"{given}).',
     )
 
 
 _UNSTATED = "not stated for the weights"
+_RESEARCH = "for research only, not for commercial use (model card); the code beside them is MIT"
+_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 KNOWN: dict[str, KnownCheckpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
@@ -299,25 +308,27 @@ KNOWN: dict[str, KnownCheckpoint] = {
             "ImageNet, unconditional, 256x256 (Dhariwal & Nichol, 2021)",
             "https://github.com/openai/guided-diffusion",
             "256x256_diffusion_uncond.pt",
-            f"{_UNSTATED}; the code beside them is MIT",
+            _RESEARCH,
             552_814_086,
             "imagenet256-uncond",
+            address=f"{_OPENAI}/256x256_diffusion_uncond.pt",
         ),
         _elsewhere(
             "imagenet256-cond",
             "ImageNet, 1,000 classes, 256x256 (Dhariwal & Nichol, 2021)",
             "https://github.com/openai/guided-diffusion",
             "256x256_diffusion.pt",
-            f"{_UNSTATED}; the code beside them is MIT",
+            _RESEARCH,
             553_838_086,
             "imagenet256-cond",
+            address=f"{_OPENAI}/256x256_diffusion.pt",
         ),
         _elsewhere(
             "celebahq256-repaint",
             "faces (CelebA-HQ), 256x256 (Lugmayr et al., 2022)",
             "https://github.com/andreas128/RePaint",
             "celeba256_250000.pt",
-            f"{_UNSTATED}; see the repository",
+            f"{_UNSTATED}; the code beside them is CC BY-NC-SA 4.0",
             552_814_086,
             "celebahq256-repaint",
         ),
@@ -326,7 +337,7 @@ KNOWN: dict[str, KnownCheckpoint] = {
             "places, 256x256 (Lugmayr et al., 2022)",
             "https://github.com/andreas128/RePaint",
             "places256_300000.pt",
-            f"{_UNSTATED}; see the repository",
+            f"{_UNSTATED}; the code beside them is CC BY-NC-SA 4.0",
             552_814_086,
             "places256-repaint",
         ),
@@ -344,7 +355,7 @@ KNOWN: dict[str, KnownCheckpoint] = {
             "faces (CelebA-HQ), 256x256, the DDPM network (as used by DDNM)",
             "https://github.com/wyhuai/DDNM",
             "celeba_hq.ckpt",
-            _UNSTATED,
+            f"{_UNSTATED}; the code beside them is MIT",
             113_673_219,
             None,
         ),
