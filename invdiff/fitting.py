@@ -31,7 +31,7 @@ from invdiff.operators.fourier import fourier_mask
 from invdiff.operators.masks import make_mask, mask_names
 from invdiff.solution import Solution
 
-FITS = ("crop", "pad", "resize")
+FITS = ("cover", "crop", "pad", "resize")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Placement:
     """Where a picture came to lie in the backbone's frame.
 
     Attributes:
-        how: "", "crop", "pad" or "resize".
+        how: "", "cover", "crop", "pad" or "resize".
         original: (height, width) before.
         size: (height, width) after.
         top, left: of the picture in the frame (pad), or of the frame in the picture (crop).
@@ -59,6 +59,9 @@ class Placement:
             array = np.pad(array, ((self.top, bottom), (self.left, right)), mode="reflect")
         elif self.how == "crop":
             array = array[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        elif self.how == "cover":
+            frame = (self.size[1], self.size[0])
+            array = np.asarray(ImageOps.fit(Image.fromarray(array), frame, Image.Resampling.NEAREST))
         elif self.how == "resize":
             array = np.asarray(Image.fromarray(array).resize(self.size[::-1], Image.Resampling.NEAREST))
         return torch.from_numpy(array > 127)
@@ -73,27 +76,30 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str | None) -> t
     height, width = size
     given = (image.height, image.width)
     if fit is not None and fit not in FITS:
-        raise InvdiffError(f"--fit must be crop, pad or resize, got {fit!r}.{near_match(fit, FITS)}")
+        raise InvdiffError(f"--fit must be cover, crop, pad or resize, got {fit!r}.{near_match(fit, FITS)}")
     if given == size:
         return image, Placement("", given, size)
     if fit is None:
         raise InvdiffError(
             f"the photo is {given[1]}x{given[0]} pixels, but this backbone and operator take {width}x{height}. Say "
-            "--fit crop (its middle, full resolution), --fit resize (all of it, coarser or finer) or --fit pad (a smaller photo "
-            "is set in a frame and cut out again), or choose a backbone of another size (--backbone)"
+            "--fit cover (scaled, then its middle), --fit crop (its middle, full resolution), --fit resize (all of it, "
+            "stretched) or --fit pad (a smaller photo is set in a frame and cut out again), or choose a backbone of another "
+            "size (--backbone)"
         )
     if fit == "resize":
         return image.resize((width, height), Image.Resampling.LANCZOS), Placement("resize", given, size)
+    if fit == "cover":
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), Placement("cover", given, size)
     if fit == "crop":
         if given[0] < height or given[1] < width:
             raise InvdiffError(
-                f"--fit crop needs a photo of at least {width}x{height}, got {given[1]}x{given[0]}; try --fit pad or resize"
+                f"--fit crop needs a photo of at least {width}x{height}, got {given[1]}x{given[0]}; try --fit cover, pad or resize"
             )
         top, left = (given[0] - height) // 2, (given[1] - width) // 2
         return image.crop((left, top, left + width, top + height)), Placement("crop", given, size, top, left)
     if given[0] > height or given[1] > width:
         raise InvdiffError(
-            f"--fit pad needs a photo of at most {width}x{height}, got {given[1]}x{given[0]}; try --fit crop or resize"
+            f"--fit pad needs a photo of at most {width}x{height}, got {given[1]}x{given[0]}; try --fit cover, crop or resize"
         )
     if height - given[0] >= 2 * given[0] or width - given[1] >= 2 * given[1]:
         raise InvdiffError(

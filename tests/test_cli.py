@@ -14,6 +14,8 @@ import invdiff as iv
 from invdiff.cli import main
 from invdiff.data import chelsea64
 from invdiff.data.make_chelsea64 import make
+from invdiff.errors import InvdiffError
+from invdiff.fitting import FITS, fit_picture
 
 
 @pytest.fixture
@@ -103,7 +105,9 @@ def test_every_operator_by_name(photo, invdiff):
         invdiff("solve", "photo.png", "--simulate", "-a", name, "--steps", 2, "-o", "o.png", "-q", cwd=photo)
 
 
-@pytest.mark.parametrize(("fit", "size"), [("crop", (64, 64)), ("resize", (64, 64)), ("pad", (50, 40))])
+@pytest.mark.parametrize(
+    ("fit", "size"), [("cover", (64, 64)), ("crop", (64, 64)), ("resize", (64, 64)), ("pad", (50, 40))]
+)
 def test_photos_of_other_sizes(photo, invdiff, fit, size):
     given = (90, 80) if fit != "pad" else size[::-1]
     chelsea64().resize(given).save(photo / "other.png")
@@ -112,6 +116,30 @@ def test_photos_of_other_sizes(photo, invdiff, fit, size):
     assert "--fit crop" in refused and f"{given[0]}x{given[1]}" in refused
     invdiff(*words, "--fit", fit, cwd=photo)
     assert Image.open(photo / "fit.png").size == size[::-1]
+
+
+@pytest.mark.parametrize("given", [(90, 140), (140, 90), (48, 40)])
+@pytest.mark.parametrize("fit", FITS)
+def test_a_mask_is_placed_like_its_photo(fit, given):
+    known = torch.zeros(given, dtype=torch.bool)
+    known[: given[0] // 3, given[1] // 4 :] = True
+    picture = Image.fromarray(255 * known.numpy().astype("uint8"))
+    too_small, too_large = fit == "crop" and min(given) < 64, fit == "pad" and max(given) > 64
+    if too_small or too_large:
+        with pytest.raises(InvdiffError, match=f"--fit {fit} needs"):
+            fit_picture(picture, (64, 64), fit)
+        return
+    placed, placement = fit_picture(picture, (64, 64), fit)
+    mask = placement.mask(known)
+    assert placed.size == (64, 64) and mask.shape == (64, 64) and mask.any() and not mask.all()
+    differ = (torch.from_numpy(np.array(placed)) > 127) != mask
+    assert differ.float().mean() < 0.03  # along the edges, where the photo is smoothed and the mask is not
+
+
+def test_cover_shows_the_whole_of_the_shorter_side():
+    photo = Image.fromarray(np.tile(np.arange(100, dtype="uint8"), (300, 1)))  # 100 wide, a ramp from left to right
+    covered = np.array(fit_picture(photo, (64, 64), "cover")[0]).astype(float)
+    assert covered[:, 0].max() < 3 and covered[:, -1].min() > 96
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,10 @@ def solve_command(
     path: Annotated[str | None, typer.Option(help="Another route through time: plain, jumps, travel.")] = None,
     backbone: BackboneName = "cats64",
     fit: Annotated[
-        str | None, typer.Option(help="For a photo of another size than the backbone's: crop, pad or resize it.")
+        str | None,
+        typer.Option(
+            help="For a photo of another size than the backbone's: cover (scale, then its middle), crop, pad or resize it."
+        ),
     ] = None,
     device: Device = None,
     precision: Precision = "auto",
