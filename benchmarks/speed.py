@@ -346,6 +346,32 @@ def digits(places: int, *values: float) -> list[str]:
     return [f"{value:.{places}f}" for value in values]
 
 
+def largest(rows: Rows) -> str:
+    """The worst sampler of every backbone and batch size."""
+    groups: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["backbone"], row["batch"])
+        groups[key] = max(groups.get(key, row), row, key=lambda r: r["ratio"])
+    worst = [f"{name}, batch {batch}: {row['ratio']:.3f} ({row['sampler']})" for (name, batch), row in groups.items()]
+    return f"The largest: {'; '.join(worst)}.\n"
+
+
+def least(rows: Rows) -> str:
+    """The smallest and largest factor per batch size, with and without a gradient."""
+    parts = []
+    for batch in sorted({r["batch"] for r in rows}):
+        for gradient in (False, True):
+            mine = [r for r in rows if r["batch"] == batch and sampler_class(r["method"]).uses_gradient == gradient]
+            if mine:
+                how = "with a gradient" if gradient else "without a gradient"
+                plain, default = ([r[k] for r in mine] for k in ("faster_float32", "faster_default"))
+                parts.append(
+                    f"batch {batch}, {how}: {min(plain):.2f} to {max(plain):.2f} in float32, "
+                    f"{min(default):.1f} to {max(default):.1f} by default"
+                )
+    return f"In short: {'; '.join(parts)}.\n"
+
+
 def markdown(found: dict[str, Any]) -> str:
     about = found["about"]
     parts = [
@@ -367,7 +393,8 @@ def markdown(found: dict[str, Any]) -> str:
         ]
         parts += [
             "### A run's time over its network's\n",
-            "Milliseconds per network call; 1.000 would be a run that is nothing but network calls.\n",
+            "Milliseconds per network call; 1.000 would be a run that is nothing but network calls. "
+            + largest(found["overhead"]),
             table(["backbone", "batch", "sampler", "network call", "bare", "run", "ratio"], rows),
         ]
     if found.get("steps"):
@@ -419,7 +446,8 @@ def markdown(found: dict[str, Any]) -> str:
         parts += [
             "### Beside other libraries\n",
             "The same network, 64x64 images, a random mask, the same number of network calls; milliseconds per call "
-            "and times that ours is faster, in float32 and in each library's default precision.\n",
+            "and times that ours is faster, in float32 and in each library's default precision. "
+            + least(found["peers"]),
             table(head, rows),
         ]
     if found.get("adm"):

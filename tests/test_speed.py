@@ -52,6 +52,15 @@ def test_jobs_take_turns_and_the_first_round_is_not_counted(speed, clock):
     assert all(len(values) == 3 for values in found.values())
 
 
+def test_a_run_is_set_against_the_bare_calls_on_both_sides(speed, clock):
+    order = []
+    jobs = {name: lambda name=name: order.append(name) or 1 for name in ("bare", "run")}
+    found = speed.interleaved(clock, jobs, rounds=2, closing="bare")
+    assert order == ["bare", "run"] * 3 + ["bare"]
+    assert len(speed.between(found["bare"])) == len(found["run"]) == 2
+    assert speed.between([1.0, 3.0, 4.0]) == [2.0, 3.5]
+
+
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios(speed):
     assert speed.ratio([2.0, 20.0, 9.0], [1.0, 10.0, 3.0]) == 2.0
 
@@ -80,8 +89,17 @@ def test_the_report_holds_what_was_measured(speed, tmp_path):
         for n in speed.RUNS
     ]
     about = {"machine": "m", "threads": 1, "torch": "t", "device": "cpu", "clock": "wall time", "rounds": 3}
-    text = speed.markdown({"about": about, "overhead": rows})
-    assert text.count("1.125") == len(speed.RUNS)
+    rows[3]["ratio"] = 1.25
+    times = {"their_ms": 8, "our_ms": 4, "their_default_ms": 8, "our_default_ms": 2, "calls": 9, "library": "l"}
+    peers = [
+        {**times, "method": method, "batch": batch, "faster_float32": 2.0, "faster_default": factor}
+        for method, batch, factor in (("DDRM", 1, 4.0), ("RePaint", 1, 5.0), ("DPS", 1, 3.0), ("DDRM", 8, 6.0))
+    ]
+    text = speed.markdown({"about": about, "overhead": rows, "peers": peers})
+    assert text.count("1.125") == len(speed.RUNS) - 1
+    assert f"The largest: b, batch 1: 1.250 ({rows[3]['sampler']})." in text
+    assert "batch 1, without a gradient: 2.00 to 2.00 in float32, 4.0 to 5.0 by default;" in text
+    assert "batch 1, with a gradient: 2.00 to 2.00 in float32, 3.0 to 3.0 by default;" in text
     assert "No GPU was at hand" in text
     speed.plot({"overhead": rows}, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 0
