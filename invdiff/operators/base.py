@@ -183,7 +183,7 @@ class LinearOperator(ABC):
 
     def merge(self, seen: Tensor, x: Tensor) -> Tensor:
         """A^+ A seen + (x - A^+ A x): what a measurement can see from `seen`, the rest from `x`."""
-        return self.project(seen - x).add_(x)
+        return x + self.project(seen - x)
 
     # Functions of the singular values
 
