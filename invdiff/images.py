@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,33 @@ def to_pil(x: Tensor) -> Image.Image:
     if array.shape[0] == 3:
         return Image.fromarray(array.transpose(1, 2, 0))
     return Image.fromarray(array[0])
+
+
+def save_grid(
+    path: str | os.PathLike[str], *rows: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), zoom: int = 3
+) -> None:
+    """Save batches of images as one picture, a row for each batch.
+
+    Args:
+        path: the ending says the format, such as ``.png``.
+        *rows: each (B, C, H, W), grey or colour; heights and widths alike, shorter rows are filled up with black.
+        value_range: black and white.
+        zoom: every pixel becomes this many in both directions.
+
+    Raises:
+        InvdiffError: no rows, or images that do not fit together.
+    """
+    import torch
+
+    shapes = [tuple(row.shape) for row in rows]
+    if not rows or any(len(shape) != 4 or shape[1] not in (1, 3) or shape[2:] != shapes[0][2:] for shape in shapes):
+        raise InvdiffError(f"rows must be batches (B, 1 or 3, H, W) of images of one size, got {shapes or 'none'}")
+    low, high = value_range
+    grid = torch.zeros(len(rows), max(shape[0] for shape in shapes), 3, *shapes[0][2:])
+    for line, row in zip(grid, rows, strict=True):
+        line[: len(row)] = (row.detach().float().cpu() - low) / (high - low)
+    whole = grid.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+    to_pil(whole.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)).save(path)
 
 
 def from_pil(image: Image.Image) -> Tensor:
