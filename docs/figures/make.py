@@ -971,11 +971,8 @@ def draw_measured(table: list[dict[str, Any]]) -> Any:
     drawn, axes = axes_figure(8.8, 5.0, 3, 2)
     for one, task in zip(axes.ravel(), tasks, strict=True):
         rows = [r for r in table if r["task"] == task and r["sampler"] != "pseudo-inverse"]
-        for k, r in enumerate(rows):
+        for r in rows:
             one.plot(r["forward equivalents"], r["PSNR"], "o", ms=5, color=COLOURS[r["sampler"]])
-            place = (r["forward equivalents"], r["PSNR"])
-            one.annotate(NAMES[r["sampler"]], place, fontsize=6.5, xytext=(4, 4 if k % 2 else -8),
-                         textcoords="offset points")  # fmt: skip
         base = next(r for r in table if r["task"] == task and r["sampler"] == "pseudo-inverse")
         one.axhline(base["PSNR"], color="0.7", ls=":", lw=1)
         one.set_xscale("log")
@@ -988,7 +985,30 @@ def draw_measured(table: list[dict[str, Any]]) -> Any:
     for one in axes[-1]:
         one.set_xlabel("cost in network calls", fontsize=8.5)
     drawn.tight_layout()
+    for one, task in zip(axes.ravel(), tasks, strict=True):
+        rows = [r for r in table if r["task"] == task and r["sampler"] != "pseudo-inverse"]
+        label_points(one, [(NAMES[r["sampler"]], r["forward equivalents"], r["PSNR"]) for r in rows])
     return drawn
+
+
+def label_points(axes: Any, points: list[tuple[str, float, float]], size: float = 6.5) -> None:
+    """Names beside their points, each where it covers neither a point nor another name. The layout has to be final."""
+    scale = 72 / axes.figure.dpi  # all in typographic points
+    at = [scale * axes.transData.transform((x, y)) for _, x, y in points]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
+    edge = scale * axes.get_window_extent().x0
+    for (name, x, y), (left, low) in zip(points, at, strict=True):
+        width = 0.68 * size * len(name)
+        heights = ((-2, 5, -10), (13, -17))  # near, far
+        offsets = [(dx, dy) for group in heights for dx in (5.0, -5.0 - width) for dy in group]
+        boxes = [(left + dx, low + dy, left + dx + width, low + dy + size) for dx, dy in offsets]
+        covered = [
+            sum(a < right and c > start and b < top and d > bottom for a, b, c, d in taken) + (start < edge)
+            for start, bottom, right, top in boxes
+        ]
+        best = min(range(len(boxes)), key=lambda i: covered[i])
+        taken.append(boxes[best])
+        axes.annotate(name, (x, y), fontsize=size, xytext=offsets[best], textcoords="offset points")
 
 
 def _row(
