@@ -22,6 +22,8 @@ from torch import Tensor
 from invdiff import InvdiffWarning, Mask, SuperResolution, load_backbone, sample, solve
 from invdiff.data import chelsea64
 from invdiff.files import written_whole
+from invdiff.images import from_pil
+from invdiff.metrics import psnr
 
 RUNS: dict[str, dict[str, Any]] = {
     "replacement": {},
@@ -36,18 +38,10 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Per image, of values in [0, 1], clipped."""
-    return -10 * torch.log10((a.clamp(0, 1) - b.clamp(0, 1)).square().flatten(1).mean(1).clamp(min=1e-10))
-
-
 def truths(drawn: int) -> Tensor:
     """(N, 3, 64, 64) in [0, 1]."""
-    import numpy as np
-
-    photo = torch.from_numpy(np.asarray(chelsea64(), dtype=np.float32) / 255).movedim(-1, 0)[None]
     prior = sample("cats64", drawn, steps=50, seed=7, precision="float32", progress=False).x
-    return torch.cat([prior.clamp(0, 1).float(), photo])
+    return torch.cat([prior.clamp(0, 1).float(), from_pil(chelsea64())[None]])
 
 
 def compare(out: Path, device: torch.device, quick: bool = False) -> list[dict[str, Any]]:
@@ -73,7 +67,9 @@ def compare(out: Path, device: torch.device, quick: bool = False) -> list[dict[s
                     batch_size=len(images) * seeds,
                     progress=False,
                     **options,
-                ).x.float()
+                )
+                .x.float()
+                .clamp(0, 1)
                 for precision, backbone in backbones.items()
             }
             truth = images.repeat_interleave(seeds, 0)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from invdiff import Backbone, Colorization, LinearOperator, Mask, SuperResolution, load_backbone, make_mask, solve
 from invdiff.backbones.images import load_splits
-from invdiff.backbones.train import draw_samples, evaluate, nearest_neighbours, sample_sheet
+from invdiff.backbones.train import draw_samples, evaluate, nearest_neighbours
 from invdiff.backbones.zoo import EMBEDDED
 from invdiff.files import written_whole
+from invdiff.images import sample_sheet
 from invdiff.metrics import psnr, ssim
 
 DOCS = Path(__file__).parents[1] / "docs"

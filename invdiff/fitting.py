@@ -60,8 +60,7 @@ class Placement:
         elif self.how == "crop":
             array = array[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
         elif self.how == "cover":
-            frame = (self.size[1], self.size[0])
-            array = np.asarray(ImageOps.fit(Image.fromarray(array), frame, Image.Resampling.NEAREST))
+            array = np.asarray(ImageOps.fit(Image.fromarray(array), self.size[::-1], Image.Resampling.NEAREST))
         elif self.how == "resize":
             array = np.asarray(Image.fromarray(array).resize(self.size[::-1], Image.Resampling.NEAREST))
         return torch.from_numpy(array > 127)

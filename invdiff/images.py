@@ -121,6 +121,28 @@ def to_pil(x: Tensor) -> Image.Image:
     return Image.fromarray(array[0])
 
 
+def sample_sheet(images: Tensor, *, columns: int = 0, scale: int = 2, gap: int = 2) -> Image.Image:
+    """Images side by side on white.
+
+    Args:
+        images: (N, 3 or 1, H, W), uint8 or in model range.
+        columns: 0 makes the sheet about square.
+        scale: pixels per pixel.
+        gap: pixels between two images.
+    """
+    import torch
+
+    tiles = images if images.dtype == torch.uint8 else ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    N, C, H, W = tiles.shape
+    columns = columns or math.ceil(N**0.5)
+    rows = math.ceil(N / columns)
+    sheet = np.full((rows * (H * scale + gap) - gap, columns * (W * scale + gap) - gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles.expand(-1, 3 if C == 1 else C, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = i // columns * (H * scale + gap), i % columns * (W * scale + gap)
+        sheet[top : top + H * scale, left : left + W * scale] = tile.repeat(scale, 0).repeat(scale, 1)
+    return Image.fromarray(sheet)
+
+
 def save_grid(
     path: str | os.PathLike[str], *rows: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), zoom: int = 3
 ) -> None:
@@ -141,11 +163,11 @@ def save_grid(
     if not rows or any(len(shape) != 4 or shape[1] not in (1, 3) or shape[2:] != shapes[0][2:] for shape in shapes):
         raise InvdiffError(f"rows must be batches (B, 1 or 3, H, W) of images of one size, got {shapes or 'none'}")
     low, high = value_range
-    grid = torch.zeros(len(rows), max(shape[0] for shape in shapes), 3, *shapes[0][2:])
+    most = max(shape[0] for shape in shapes)
+    grid = torch.full((len(rows), most, 3, *shapes[0][2:]), -1.0)
     for line, row in zip(grid, rows, strict=True):
-        line[: len(row)] = (row.detach().float().cpu() - low) / (high - low)
-    whole = grid.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
-    to_pil(whole.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)).save(path)
+        line[: len(row)] = 2 * (row.detach().float().cpu() - low) / (high - low) - 1
+    sample_sheet(grid.flatten(0, 1), columns=most, scale=zoom, gap=0).save(path)
 
 
 def from_pil(image: Image.Image) -> Tensor:

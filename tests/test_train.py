@@ -26,10 +26,10 @@ from invdiff.backbones.train import (
     evaluate_on,
     nearest_neighbours,
     read_log,
-    sample_sheet,
     train,
 )
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
+from invdiff.images import sample_sheet
 
 TINY = {
     "size": 16,

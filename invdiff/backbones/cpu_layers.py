@@ -7,7 +7,7 @@ little to gain, and the network stays what its author wrote, to the last bit.
   its backward pass is slow at every size.
 - `Conv2d`, `Linear`: the matrix units want the weights in an order of their own, and PyTorch reorders them at every call.
 
-Both compute what `torch.nn`'s own do. They replace the layers of a frozen copy only, never those of a caller's module.
+All compute what `torch.nn`'s own do. They replace the layers of a frozen copy only, never those of a caller's module.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x)
 
 
-class Conv2d(nn.Conv2d):
+class _Packs(nn.Module):
+    """A layer that keeps `_packed` weights, which can be neither copied nor stored, only made again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
+class Conv2d(_Packs, nn.Conv2d):
     """`torch.nn.Conv2d` whose weights are put in the processor's order once, at the first call.
 
     The vector-Jacobian product of a convolution with stride 1 is a convolution too, with the weights turned round, which
@@ -77,9 +84,10 @@ class Conv2d(nn.Conv2d):
         if packed is None:
             with torch.inference_mode(False), torch.no_grad():
                 weight = self.weight.flip(2, 3).transpose(0, 1) if turned else self.weight
-                packed = _reorder(weight.contiguous(memory_format=torch.channels_last), *geometry, x.shape)
+                weight = weight.detach().contiguous(memory_format=torch.channels_last)
+                packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
             self._packed = (self._packed[0], packed) if turned else (packed, self._packed[1])
-        return _convolve(x, packed, bias, *geometry, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, "none", [], "")  # type: ignore[no-any-return]
 
     def _pads(self) -> tuple[int, ...]:
         return self.padding if isinstance(self.padding, tuple) else (0, 0)
@@ -87,9 +95,6 @@ class Conv2d(nn.Conv2d):
     def _turns_round(self) -> bool:
         fits = all(k > p for k, p in zip(self.kernel_size, self._pads(), strict=True))
         return fits and self.groups == 1 and {*self.stride, *self.dilation} == {1}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}  # cannot be copied
 
 
 class _Convolution(torch.autograd.Function):
@@ -106,7 +111,7 @@ class _Convolution(torch.autograd.Function):
         return _Convolution.apply(gradient, ctx.layer, None, not ctx.turned), None, None, None
 
 
-class Linear(nn.Linear):
+class Linear(_Packs, nn.Linear):
     """`torch.nn.Linear` with the weights in the processor's order, where no gradient is wanted."""
 
     _packed: Tensor | None = None
@@ -120,21 +125,15 @@ class Linear(nn.Linear):
                 self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+_PACKING = (
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+)
 
 
 def _can_pack() -> bool:
-    """Whether this build of PyTorch has the operations that `Conv2d` calls (those of its own compiler)."""
-    mkldnn = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
-    )
-
-
-def _reorder(weight: Tensor, *arguments: Any) -> Tensor:
-    return torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *arguments)
-
-
-def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *arguments)
+    """Whether this build of PyTorch has the operations that the layers call (those of its own compiler)."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _PACKING)

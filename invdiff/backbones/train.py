@@ -25,10 +25,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
@@ -38,6 +36,7 @@ from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, 
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import EMBEDDED, load_backbone
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
+from invdiff.images import sample_sheet
 from invdiff.options import check_options, option
 
 CHECKPOINT = "checkpoint.pt"
@@ -591,26 +590,6 @@ def nearest_neighbours(samples: Tensor, images: Tensor, *, count: int = 1, size:
     straight, mirrored = (torch.cdist(queries, s.flatten(1)) for s in (small, small.flip(-1)))
     distance, index = torch.minimum(straight, mirrored).topk(count, largest=False)
     return index, distance / queries.shape[1] ** 0.5
-
-
-def sample_sheet(images: Tensor, *, columns: int = 0, scale: int = 2, gap: int = 2) -> Image.Image:
-    """Images side by side on white.
-
-    Args:
-        images: (N, 3 or 1, H, W), uint8 or in model range.
-        columns: 0 makes the sheet about square.
-        scale: pixels per pixel.
-        gap: pixels between two images.
-    """
-    tiles = images if images.dtype == torch.uint8 else ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    N, C, H, W = tiles.shape
-    columns = columns or math.ceil(N**0.5)
-    rows = math.ceil(N / columns)
-    sheet = np.full((rows * (H * scale + gap) - gap, columns * (W * scale + gap) - gap, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles.expand(-1, 3 if C == 1 else C, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = i // columns * (H * scale + gap), i % columns * (W * scale + gap)
-        sheet[top : top + H * scale, left : left + W * scale] = tile.repeat(scale, 0).repeat(scale, 1)
-    return Image.fromarray(sheet)
 
 
 def read_log(folder: str | Path) -> dict[str, list[tuple[int, float]]]:

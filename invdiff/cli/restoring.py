@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,7 +168,7 @@ def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
     from invdiff.samplers import sampler_class
     from invdiff.samplers.paths import PATHS
 
-    of_paths = {name for path in PATHS.values() for name in path.__code__.co_varnames}
+    of_paths = {name for path in PATHS.values() for name in list(inspect.signature(path).parameters)[1:]}
     sampler_class(sampler).check_names(name for name in options if name not in of_paths)
     if not sigma_y >= 0:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")

@@ -49,7 +49,7 @@ class DDNM(Sampler):
     ) -> tuple[Tensor, Tensor]:
         prediction = backbone.predict(x_t, t)
         x0, eps, a_s = prediction.x0, prediction.eps, backbone.schedule.level(s)
-        corrected = problem.replace_known(x0)
+        corrected = problem.replace_known(x0)  # x0 + A^+ (y - A x0)
         if s < 0:
             return corrected, x0
         c = (1 - a_s) ** 0.5

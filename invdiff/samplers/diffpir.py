@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from invdiff.backbones.base import Backbone
+from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.noise import Draw
 from invdiff.options import option
@@ -85,7 +85,7 @@ class DiffPIR(Sampler):
         x0 = estimate + self.guidance_scale * problem.residual(lambda squared: 1 / (squared + rho), estimate)
         if s < 0:
             return x0, estimate
-        e = weighted_sum((1 / (1 - a_t) ** 0.5, x_t), (-((a_t / (1 - a_t)) ** 0.5), x0))
+        e = Prediction.from_x0(x_t, x0, a_t).eps
         es = self.eta * ((1 - a_s) / (1 - a_t)) ** 0.5 * schedule.chain_beta(t) ** 0.5
         x = weighted_sum((a_s**0.5, x0), (((1 - self.zeta) * max(0.0, 1 - a_s - es**2)) ** 0.5, e))
         if es > 0 and self.zeta < 1:

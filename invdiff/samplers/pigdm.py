@@ -60,7 +60,7 @@ class PiGDM(Sampler):
         g = pullback(problem.residual(inverse if ratio == 0 else lambda squared: 1 / (squared + ratio), estimate))
         x0 = estimate
         if self.project:
-            x0 = x0 + problem.residual(inverse, x0)
+            x0 = problem.replace_known(x0)
             g = problem.operator.complement(g)
         x = weighted_sum((a_s**0.5, x0), (c2, prediction.eps), (self.weight * (a_s * a_t) ** 0.5, g))
         return x.add_(noise("step"), alpha=c1) if c1 > 0 else x, estimate

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from invdiff.backbones.base import Backbone
+from invdiff.backbones.base import Backbone, Prediction
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
@@ -43,6 +43,5 @@ class Unconditional(Sampler):
         if self.eta == 1:
             return ancestral(x_t, x0, t, s, schedule, prediction.log_variance, lambda role: noise(f"prior/{role}")), x0
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
-        eps = weighted_sum((1 / (1 - a_t) ** 0.5, x_t), (-((a_t / (1 - a_t)) ** 0.5), x0))
-        x = weighted_sum((a_s**0.5, x0), (c2, eps))
+        x = weighted_sum((a_s**0.5, x0), (c2, Prediction.from_x0(x_t, x0, a_t).eps))
         return x.add_(noise("prior/step"), alpha=c1) if c1 > 0 else x, x0
