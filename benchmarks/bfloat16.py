@@ -21,7 +21,7 @@ from torch import Tensor
 
 from invdiff import InvdiffWarning, Mask, SuperResolution, load_backbone, sample, solve
 from invdiff.data import chelsea64
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.images import from_pil
 from invdiff.metrics import psnr
 
@@ -97,9 +97,9 @@ def compare(out: Path, device: torch.device, quick: bool = False) -> list[dict[s
             f"| {r['task']} | {r['sampler']} | {r['float32']:.2f} | {r['bfloat16']:.2f} | {r['difference']:+.3f} "
             f"| {r['largest']:.2f} | {r['between']:.1f} |"
         )
-    with written_whole(out / "bfloat16.md") as temporary:
+    with atomic_write(out / "bfloat16.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
-    with written_whole(out / "bfloat16.json") as temporary:
+    with atomic_write(out / "bfloat16.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
 

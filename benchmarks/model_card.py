@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff import Backbone, Colorization, LinearOperator, Mask, SuperResolution, load_backbone, make_mask, solve
-from invdiff.backbones.images import load_splits
-from invdiff.backbones.train import draw_samples, evaluate, nearest_neighbours
 from invdiff.backbones.zoo import EMBEDDED
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.images import sample_sheet
 from invdiff.metrics import psnr, ssim
+from invdiff.training.data import load_splits
+from invdiff.training.loop import draw_samples, evaluate, nearest_neighbours
 
 DOCS = Path(__file__).parents[1] / "docs"
 TASKS = {
@@ -225,7 +225,7 @@ def main() -> None:
     }
     measured["sampling_seconds"] = time.perf_counter() - started
     for kind, x in samples.items():
-        with written_whole(figures / f"{given.name}-{kind}.png") as temporary:
+        with atomic_write(figures / f"{given.name}-{kind}.png") as temporary:
             sample_sheet(x, columns=8).save(temporary, optimize=True)
     index, distance = nearest_neighbours(samples["ancestral-250"], training)
     _, usual = nearest_neighbours(held_out[:128].float() / 127.5 - 1, training)
@@ -234,15 +234,15 @@ def main() -> None:
         "held_out": float(usual.median()),
         "least": float(distance.min()),
     }
-    with written_whole(figures / f"{given.name}-neighbours.png") as temporary:
+    with atomic_write(figures / f"{given.name}-neighbours.png") as temporary:
         neighbours_sheet(samples["ancestral-250"], training, index).save(temporary, optimize=True)
     measured["restoration"] = restorations(given.name, unit(held_out[: given.images]))
     measured["restored_images"] = min(given.images, len(held_out))
     (DOCS / "data").mkdir(exist_ok=True)
-    with written_whole(DOCS / "data" / f"model-{given.name}.json") as temporary:
+    with atomic_write(DOCS / "data" / f"model-{given.name}.json") as temporary:
         temporary.write_text(json.dumps(measured, indent=1))
     provenance = json.loads((folder / "invdiff.json").read_text())["provenance"]
-    with written_whole(folder / "MODEL_CARD.md") as temporary:
+    with atomic_write(folder / "MODEL_CARD.md") as temporary:
         temporary.write_text(card(measured, provenance))
 
 

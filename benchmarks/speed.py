@@ -35,7 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from invdiff import InvdiffWarning, Mask, NetworkBackbone, load_backbone, solve
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.memory import keep_freed_memory
 from invdiff.samplers import sampler_class
 from invdiff.samplers.base import estimate_with_pullback
@@ -120,7 +120,7 @@ def ratio(over: list[float], under: list[float]) -> float:
 
 def adm_network(channels: int, device: torch.device) -> torch.nn.Module:
     """guided-diffusion's network for 256x256 (552 M parameters at 256 channels), random weights."""
-    from invdiff.backbones.guided_diffusion import PRESETS, UNetConfig
+    from invdiff.checkpoints.guided_diffusion import PRESETS, UNetConfig
 
     head = min(64, channels)
     config = UNetConfig.read({**PRESETS["imagenet256-uncond"], "model_channels": channels, "num_head_channels": head})
@@ -492,7 +492,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.set_title(name, fontsize=9)
         axes.legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
@@ -538,9 +538,9 @@ def main() -> None:
         if name in given.parts:
             print(name, flush=True)
             found[name] = work()
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 Path(temporary).write_text(json.dumps(found, indent=1) + "\n")
-            with written_whole(given.out / "speed.md") as temporary:
+            with atomic_write(given.out / "speed.md") as temporary:
                 Path(temporary).write_text(markdown(found))
 
     def both_networks() -> Rows:

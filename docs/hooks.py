@@ -339,7 +339,7 @@ def metrics_table() -> str:
             m.needs,
             _plain_ticks(m.description),
         ]
-        for m in METRICS.values()
+        for _, m in METRICS.items()
     ]
     return rows_table(
         ["name", "label", "better", "unit", "computed from", "what it says"],
@@ -350,7 +350,7 @@ def metrics_table() -> str:
 def suites_table() -> str:
     """The suites that ship with the package, with what they hold."""
     try:
-        suite = importlib.import_module("invdiff.benchmark.suite")
+        suite = importlib.import_module("invdiff.bench.suite.suite")
         names = suite.suite_names()
     except (ImportError, AttributeError):
         names = []

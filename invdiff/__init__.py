@@ -7,8 +7,6 @@ solution.image.save("restored.png")
 
 from invdiff.backbones import (
     Backbone,
-    GaussianBackbone,
-    GaussianMixtureBackbone,
     NetworkBackbone,
     NoiseSchedule,
     Prediction,
@@ -38,6 +36,7 @@ from invdiff.operators import (
     register_operator,
     uniform_kernel,
 )
+from invdiff.priors import GaussianBackbone, GaussianMixtureBackbone
 from invdiff.samplers import (
     DDNM,
     DDRM,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.data import chelsea64
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.images import from_pil
 from invdiff.metrics import psnr, ssim
 from invdiff.operators import Colorization, Mask, SuperResolution
@@ -117,7 +117,7 @@ def run_demo(
     figure = picture_grid(pictures, columns, list(tasks()), captions, size=1.2)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         figure.savefig(temporary, format="png")
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,10 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path` that becomes `path` when the block ends, and vanishes when it fails.
 
-    with written_whole("restored.png") as temporary:
+    with atomic_write("restored.png") as temporary:
         image.save(temporary)
     """
     path = Path(path)
@@ -26,6 +27,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def slug(name: str) -> str:
+    """`name` as part of a file name: letters, digits, ``. _ + = -``; anything else becomes ``-``."""
+    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "-"
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from invdiff.errors import InvdiffError, near_match
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.images import open_image
 from invdiff.operators import (
     Blur,
@@ -247,7 +247,7 @@ def save(answer: Solution, output: Path, placed: Placement) -> list[Path]:
         min(high, (placed.top + placed.original[0]) * factor),
     )
     for file, image in zip(files, answer.images, strict=True):
-        with written_whole(file) as temporary:
+        with atomic_write(file) as temporary:
             image.crop(box).save(temporary)
     return files
 

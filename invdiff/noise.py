@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from invdiff.checks import whole
+
 Draw = Callable[[str], Tensor]  # noise("step") -> (B, C, H, W)
 
 _BLOCK = 4096  # numbers drawn at a time for one image: amortises the seeding of tiny images
@@ -60,12 +62,24 @@ class NoiseSource:
         return lambda role: self.draw(step, role)
 
     def _block(self, number: int, role: str) -> Tensor:
-        block = torch.empty((len(self._names), self._per_block, *self._shape), device=self._device)
+        block = torch.empty((len(self._names), self._per_block, *self._shape), dtype=torch.float32, device=self._device)
         for row, name in zip(block, self._names, strict=True):
-            digest = hashlib.blake2b(f"{name}/{role}/{number}".encode(), digest_size=8).digest()
-            self._generator.manual_seed(int.from_bytes(digest, "little", signed=True))
+            self._generator.manual_seed(seed_of(name, role, number))
             row.normal_(generator=self._generator)
         return block if self._dtype == torch.float32 else block.to(self._dtype)
+
+
+def seed_of(*words: object) -> int:
+    """A seed for a generator that is a function of `words` only: 64 bits of their hash."""
+    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def standard_normal(shape: tuple[int, ...], seed: int, generator: torch.Generator | None = None) -> Tensor:
+    """Float64 draws on the CPU from `generator`, or from one of their own started at `seed`."""
+    if generator is None:
+        generator = torch.Generator().manual_seed(whole("seed", seed, low=0))
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from invdiff.errors import InvdiffError
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.images import to_pil
 from invdiff.samplers.paths import network_calls
 
@@ -148,7 +148,7 @@ def animate(
     palette = pictures[-1].quantize(192, method=Image.Quantize.MEDIANCUT)
     small = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     durations = [round(1000 / rate)] * (len(small) - 1) + [1500]
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         small[0].save(
             temporary, format="GIF", save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True
         )

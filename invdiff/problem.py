@@ -48,7 +48,7 @@ class Problem:
         """``A^+ y``, (B, C, H, W)."""
         return self.operator.pinv(self.y)
 
-    def residual(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def filtered_residual(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The filtered residual ``A^T f(A A^T) (y - A x)``; f a function of the squared singular values."""
         return self.operator.filtered_residual(f, self.y, x)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.errors import InvdiffError
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.images import Affine, to_pil
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Solution:
         """
         path = check_output(path)
         if path.suffix.lower() == ".npy":
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 import numpy as np
 
                 with open(temporary, "wb") as file:
@@ -111,7 +111,7 @@ class Solution:
         images = self.images
         names = [path] if len(images) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(images))]
         for image, name in zip(images, names, strict=True):
-            with written_whole(name) as temporary:
+            with atomic_write(name) as temporary:
                 image.save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
         return names
 

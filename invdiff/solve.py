@@ -100,7 +100,7 @@ def solve(
     problem = build_problem(operator, y, sigma_y, model, value_range)
     method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
     _warn_noise(method, problem)
-    schedule = method.clock(model.schedule)
+    schedule = method.respaced(model.schedule)
     times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
     terms = as_guidance(guidance)
     n_samples = _count("n_samples", n_samples)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from invdiff.backbones import NoiseSchedule
-from invdiff.backbones.analytic import GaussianBackbone
-from invdiff.backbones.mixture import GaussianMixtureBackbone
 from invdiff.errors import InvdiffError
+from invdiff.priors.gaussian import GaussianBackbone
+from invdiff.priors.mixture import GaussianMixtureBackbone
 
 SHAPE = (2, 3, 2)
 D = math.prod(SHAPE)
@@ -85,7 +85,7 @@ MIXTURES = ("isotropic", "diagonal", "low-rank")
 def test_gaussian_denoiser_is_the_conditional_mean(kind, t):
     backbone = gaussian(kind)
     x_t = normal(5, *SHAPE, seed=7)
-    a = backbone.schedule.level(t)
+    a = backbone.schedule.alpha_bar_at(t)
     covariance = backbone.covariance[None]
     expected, log_prob = brute_force(x_t.flatten(1), a, torch.ones(1).double(), backbone.mean[None], covariance)
     prediction = backbone.predict(x_t, t)
@@ -99,7 +99,7 @@ def test_gaussian_denoiser_is_the_conditional_mean(kind, t):
 def test_mixture_denoiser_is_the_conditional_mean(kind, t):
     backbone = mixture(kind)
     x_t = backbone.prior_sample(6, seed=1) + 0.1 * normal(6, *SHAPE, seed=7)
-    a = backbone.schedule.level(t)
+    a = backbone.schedule.alpha_bar_at(t)
     expected, log_prob = brute_force(
         x_t.flatten(1), a, backbone.weights, backbone.means, component_covariances(backbone)
     )
@@ -207,7 +207,7 @@ def test_single_precision_gaussian_is_accurate_at_every_level(kind):
     coarse, fine = gaussian(kind, torch.float32), gaussian(kind, torch.float32).double()
     assert coarse.dtype == torch.float32
     for t in range(0, 1000, 37):
-        a = coarse.schedule.level(t)
+        a = coarse.schedule.alpha_bar_at(t)
         x_t = a**0.5 * coarse.prior_sample(4, seed=t) + (1 - a) ** 0.5 * normal(4, *SHAPE, seed=t).float()
         got, wanted = coarse.predict(x_t, t), fine.predict(x_t.double(), t)
         torch.testing.assert_close(got.x0.double(), wanted.x0, rtol=1e-5, atol=1e-5)
@@ -219,7 +219,7 @@ def test_single_precision_mixture_of_pictures_is_safe_at_the_extremes():
     backbone = mixture("low-rank", K=6, dtype=torch.float32, shape=(3, 32, 32))
     fine = backbone.double()
     for t in (0, 1, 500, 999):
-        a = backbone.schedule.level(t)
+        a = backbone.schedule.alpha_bar_at(t)
         x0 = backbone.prior_sample(6, seed=t)
         x_t = a**0.5 * x0 + (1 - a) ** 0.5 * normal(*x0.shape, seed=t).float()
         got, wanted = backbone.predict(x_t, t), fine.predict(x_t.double(), t)
@@ -289,7 +289,7 @@ def test_mixture_of_points_is_a_softmax_over_them():
     points = normal(5, *SHAPE)
     backbone = GaussianMixtureBackbone(torch.ones(5), points, 0.0)
     x_t = normal(3, *SHAPE, seed=1)
-    a = backbone.schedule.level(300)
+    a = backbone.schedule.alpha_bar_at(300)
     distance = (x_t.flatten(1)[:, None] - a**0.5 * points.flatten(1)).square().sum(-1)
     expected = (-distance / (2 * (1 - a))).softmax(1) @ points.flatten(1)
     torch.testing.assert_close(backbone.predict(x_t, 300).x0.flatten(1), expected)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from invdiff.backbones import GaussianMixtureBackbone, NoiseSchedule, mixture_fit
+from invdiff.backbones import NoiseSchedule
 from invdiff.errors import InvdiffError
+from invdiff.priors import GaussianMixtureBackbone
+from invdiff.priors import fit as mixture_fit
 
 SHAPE = (1, 4, 5)
 D = math.prod(SHAPE)

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from invdiff.backbones import GaussianBackbone, GaussianMixtureBackbone, posterior
 from invdiff.errors import InvdiffError
 from invdiff.operators import (
     Blur,
@@ -19,6 +18,7 @@ from invdiff.operators import (
     WalshHadamard,
     gaussian_kernel,
 )
+from invdiff.priors import GaussianBackbone, GaussianMixtureBackbone, posterior
 
 SHAPE = (3, 4, 4)
 D = math.prod(SHAPE)

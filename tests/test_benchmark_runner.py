@@ -18,14 +18,15 @@ from PIL import Image
 
 import invdiff as iv
 from invdiff import InvdiffError, InvdiffWarning, solve
-from invdiff.benchmark import executors
-from invdiff.benchmark.executors import parse_shard, shard_of
-from invdiff.benchmark.images import fitted, pictures_in
-from invdiff.benchmark.runner import bench, cost, merge_runs, plan, run_suite
-from invdiff.benchmark.score import score_folders
-from invdiff.benchmark.store import Record, Run, slug
-from invdiff.benchmark.suite import SamplerEntry, Suite, Task
-from invdiff.benchmark.worker import Worker, fingerprint, measurement_seed, restoration_seed
+from invdiff.bench.run import executors
+from invdiff.bench.run.executors import parse_shard, shard_of
+from invdiff.bench.run.images import fitted, pictures_in
+from invdiff.bench.run.runner import bench, cost, merge_runs, plan, run_suite
+from invdiff.bench.run.score import score_folders
+from invdiff.bench.run.store import Record, Run
+from invdiff.bench.run.worker import Worker, fingerprint, measurement_seed, restoration_seed
+from invdiff.bench.suite.suite import SamplerEntry, Suite, Task
+from invdiff.files import slug
 from invdiff.images import from_pil
 from invdiff.metrics import psnr, ssim
 
@@ -344,7 +345,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(tmp_path):
 
 
 def test_one_bad_image_does_not_take_its_batch_along(tmp_path, monkeypatch):
-    from invdiff.benchmark import worker
+    from invdiff.bench.run import worker
 
     def brittle(operator, y, *args, seed, **options):
         if set(seed) & fives:

@@ -10,7 +10,7 @@ import torch
 
 from invdiff import InvdiffError, Mask, make_mask
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.benchmark.suite import SUITES, SamplerEntry, Suite, Task, _lines, load_suite, suite_names
+from invdiff.bench.suite.suite import SUITES, SamplerEntry, Suite, Task, _lines, load_suite, suite_names
 
 TEXT = """\
 name = "mine"

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from invdiff.backbones import checkpoints, download, known_checkpoints
-from invdiff.backbones.checkpoints import KNOWN, read_state_dict, sha256_of
-from invdiff.backbones.guided_diffusion import PRESETS, UNetConfig
+from invdiff.checkpoints import download, known_checkpoints
+from invdiff.checkpoints import files as checkpoints
+from invdiff.checkpoints.files import KNOWN, read_state_dict, sha256_of
+from invdiff.checkpoints.guided_diffusion import PRESETS, UNetConfig
 from invdiff.errors import InvdiffError
 
 

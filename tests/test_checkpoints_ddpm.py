@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from invdiff.backbones import load_ddpm
-from invdiff.backbones.ddpm import DDPMConfig
+from invdiff.checkpoints import load_ddpm
+from invdiff.checkpoints.ddpm import DDPMConfig
 from invdiff.errors import InvdiffError
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
 
-from invdiff.backbones import load_backbone, load_diffusers
-from invdiff.backbones.huggingface import noise_schedule
+from invdiff.backbones import load_backbone
+from invdiff.checkpoints import load_diffusers
+from invdiff.checkpoints.diffusers import noise_schedule
 from invdiff.errors import InvdiffError
 
 
@@ -262,7 +263,7 @@ def test_a_torchvision_that_does_not_match_is_no_obstacle(tmp_path):
     )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import torch, invdiff.backbones as b\n"
+        "import torch, invdiff.checkpoints as b\n"
         "assert not {'torchvision', 'diffusers'} & set(sys.modules)\n"
         f"net = b.load_diffusers({str(tmp_path / 'net')!r}, precision='float32')\n"
         "print(tuple(net.predict(torch.zeros(1, 3, 8, 8), 5).x0.shape))"

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from invdiff.backbones import EDMBackbone, GaussianBackbone, NoiseSchedule
+from invdiff.backbones import EDMBackbone, NoiseSchedule
 from invdiff.errors import InvdiffError
+from invdiff.priors import GaussianBackbone
 
 SHAPE = (3, 4, 4)
 
@@ -37,7 +38,7 @@ def test_an_exact_denoiser_gives_the_exact_prediction_at_every_level():
         ours, theirs = edm.predict(x, t), truth.predict(x, t)
         torch.testing.assert_close(ours.x0, theirs.x0, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(ours.eps, theirs.eps, atol=1e-7, rtol=1e-7)
-        a = schedule.level(t)
+        a = schedule.alpha_bar_at(t)
         torch.testing.assert_close(a**0.5 * ours.x0 + (1 - a) ** 0.5 * ours.eps, x)
 
 
@@ -57,7 +58,7 @@ def test_the_gradient_passes_through():
     edm = EDMBackbone(exact(mean, variance), None, SHAPE)
     x = torch.randn(1, *SHAPE, dtype=torch.float64).requires_grad_()
     edm.predict(x, 300).x0.sum().backward()
-    a = edm.schedule.level(300)
+    a = edm.schedule.alpha_bar_at(300)
     torch.testing.assert_close(x.grad[0], variance * a**0.5 / (a * variance + 1 - a))
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from invdiff.backbones import load_guided_diffusion, unet
-from invdiff.backbones.guided_diffusion import PRESETS, UNetConfig
+from invdiff.checkpoints import layout as unet
+from invdiff.checkpoints import load_guided_diffusion
+from invdiff.checkpoints.guided_diffusion import PRESETS, UNetConfig
 from invdiff.errors import InvdiffError
 
 TINY = {
@@ -209,7 +210,7 @@ def test_the_variance_is_learned_and_bounded_by_the_schedule(saved):
     backbone = load_guided_diffusion(saved(make(TINY)), precision="float32", **TINY)
     x, _ = inputs()
     prediction = backbone.predict(x, 500)
-    a = backbone.schedule.level(500)
+    a = backbone.schedule.alpha_bar_at(500)
     torch.testing.assert_close(a**0.5 * prediction.x0 + (1 - a) ** 0.5 * prediction.eps, x, atol=1e-5, rtol=1e-5)
     assert prediction.log_variance is not None and prediction.log_variance.shape == x.shape
 
@@ -268,7 +269,7 @@ def test_a_file_that_does_not_fit_names_the_first_difference_and_the_nearest_pre
     shapes = UNetConfig.read(PRESETS["ffhq256"])
     network = shapes.network()
     ffhq = {k: torch.zeros(()).expand(s) for k, s in unet.shapes(network, shapes.entries(network)).items()}
-    from invdiff.backbones import guided_diffusion
+    from invdiff.checkpoints import guided_diffusion
 
     assert "fits preset ffhq256 exactly" in guided_diffusion._best_preset(ffhq)
     ffhq.pop("out.2.bias")

@@ -148,8 +148,8 @@ def test_a_gradient_call_costs_two_and_a_half():
 
 
 def test_the_register():
-    assert {m.needs for m in METRICS.values()} == {"truth", "measurement", "samples", "set", "run"}
-    assert all(m.description and m.direction in ("higher", "lower", "one", "none") for m in METRICS.values())
+    assert {m.needs for _, m in METRICS.items()} == {"truth", "measurement", "samples", "set", "run"}
+    assert all(m.description and m.direction in ("higher", "lower", "one", "none") for _, m in METRICS.items())
     assert metric_names("samples") == ["diversity", "calibration"]
     with pytest.raises(InvdiffError, match="'lpips'"):
         get_metric("lpisp")

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invdiff.benchmark.compare import compare
-from invdiff.benchmark.report import make_report
-from invdiff.benchmark.statistics import Interval
-from invdiff.benchmark.store import GroupRecord, Record, Run, cell_key, measured_file, restored_file, truth_file
-from invdiff.benchmark.suite import Published, PublishedRow, SamplerEntry, Suite, Task
-from invdiff.benchmark.tables import Point, Summary, latex, markdown, number, pareto_front, tex
+from invdiff.bench.report.compare import compare
+from invdiff.bench.report.report import make_report
+from invdiff.bench.report.statistics import Interval
+from invdiff.bench.report.tables import Point, Summary, latex, markdown, number, pareto_front, tex
+from invdiff.bench.run.store import GroupRecord, Record, Run, cell_key, measured_file, restored_file, truth_file
+from invdiff.bench.suite.suite import Published, PublishedRow, SamplerEntry, Suite, Task
 from invdiff.errors import InvdiffError
 from invdiff.metrics import get_metric
 

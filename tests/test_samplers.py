@@ -242,7 +242,7 @@ def test_a_third_package_can_add_a_sampler(gaussian, clean):
 
     s = quiet_solve(iv.Identity(), clean[:1], "null-test", backbone=gaussian, steps=3)
     assert s.nfe == 3 and "null-test" in iv.sampler_names()
-    iv.samplers.base._REGISTRY.pop("null-test")
+    iv.samplers.base.SAMPLERS.remove("null-test")
 
 
 # ---- steps ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from invdiff import InvdiffError, NoiseSchedule, Prediction
 @pytest.mark.parametrize("schedule", [NoiseSchedule.linear(), NoiseSchedule.cosine(), NoiseSchedule.scaled_linear()])
 def test_levels_fall_from_clean_to_noise(schedule):
     levels = schedule.alpha_bar[:-1]
-    assert schedule.alpha_bar[-1] == 1 and schedule.level(-1) == 1
+    assert schedule.alpha_bar[-1] == 1 and schedule.alpha_bar_at(-1) == 1
     assert bool((levels[1:] < levels[:-1]).all()) and 0 < levels[-1] < 0.01
     assert torch.allclose(torch.cumprod(1 - schedule.betas, 0), levels)
 
@@ -65,8 +65,8 @@ def test_impossible_schedules_are_refused(make, message):
 
 def test_nearest_level_and_prediction_identities():
     full = NoiseSchedule.linear()
-    assert all(full.nearest(full.level(t)) == t for t in (0, 1, 500, 999))
-    x0, eps, a = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), full.level(300)
+    assert all(full.nearest(full.alpha_bar_at(t)) == t for t in (0, 1, 500, 999))
+    x0, eps, a = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), full.alpha_bar_at(300)
     x_t = a**0.5 * x0 + (1 - a) ** 0.5 * eps
     assert torch.allclose(Prediction.from_x0(x_t, x0, a).eps, eps, atol=1e-5)
     assert torch.allclose(Prediction.from_eps(x_t, eps, a).x0, x0, atol=1e-5)

@@ -230,7 +230,7 @@ def nan_at_known():
         ({"value_range": 7}, "value_range must be"),
         ({"sigma_y": -0.1}, "sigma_y must be .* at least 0"),
         ({"sigma_y": "much"}, "sigma_y must be a number"),
-        ({"sampler": "repant"}, "unknown sampler 'repant'.*Did you mean 'repaint'"),
+        ({"sampler": "repant"}, "sampler must be one of .*got 'repant'.*Did you mean 'repaint'"),
         ({"sampler": 3}, "sampler must be a name"),
         ({"etta": 0.5}, "unknown option 'etta' for sampler ddnm.*Did you mean 'eta'"),
         ({"eta": 2}, "eta must be 0 to 1"),

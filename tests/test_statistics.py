@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from invdiff.benchmark import statistics as st
+from invdiff.bench.report import statistics as st
 from invdiff.errors import InvdiffError
 
 NAMES = ["a", "b", "c", "d"]

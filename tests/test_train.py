@@ -14,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff.backbones import GaussianBackbone, NetworkBackbone, NoiseSchedule, load_backbone
+from invdiff.backbones import NetworkBackbone, NoiseSchedule, load_backbone
 from invdiff.backbones.haar import Description, HaarUNet
-from invdiff.backbones.images import load_images, load_splits
-from invdiff.backbones.train import (
+from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
+from invdiff.images import sample_sheet
+from invdiff.priors import GaussianBackbone
+from invdiff.training.data import load_images, load_splits
+from invdiff.training.loop import (
     TrainingConfig,
     _batch,
     _weights,
@@ -28,8 +31,6 @@ from invdiff.backbones.train import (
     read_log,
     train,
 )
-from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
-from invdiff.images import sample_sheet
 
 TINY = {
     "size": 16,
@@ -269,7 +270,7 @@ def test_killed_and_resumed_is_as_if_never_killed(pictures, tmp_path):
     script = f"""
 import os, signal, torch
 torch.set_num_threads({torch.get_num_threads()})
-from invdiff.backbones import train as trainer
+from invdiff.training import loop as trainer
 step = trainer._Training.take_step
 def take_step(self):
     if self.step == 10:

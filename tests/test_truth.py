@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import invdiff.benchmark.truth as truth_module
+import invdiff.bench.posterior.truth as truth_module
 from invdiff import Mask, NoiseSchedule, solve
-from invdiff.backbones.analytic import GaussianBackbone
-from invdiff.benchmark.truth import (
+from invdiff.bench.posterior.truth import (
     Cell,
     Problem,
     Setting,
@@ -31,6 +30,7 @@ from invdiff.benchmark.truth import (
     truth,
 )
 from invdiff.errors import InvdiffError
+from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.samplers import jumps
 
 D, SEEN = 8, 4

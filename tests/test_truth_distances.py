@@ -10,7 +10,7 @@ import torch
 from scipy import linalg, stats
 from torch import Tensor
 
-from invdiff.benchmark.distances import (
+from invdiff.bench.posterior.distances import (
     Directions,
     Reference,
     average,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from invdiff.benchmark.priors import (
+from invdiff.bench.posterior.priors import (
     PRIORS,
     correlated_gaussian,
     gmm25,
@@ -125,7 +125,7 @@ def test_the_learned_denoiser_learns_and_leaves_the_global_generator_alone():
         backbone.prior_sample(500, seed=8),
         torch.randn(500, 1, 1, 16, generator=torch.Generator().manual_seed(0)),
     )
-    a = backbone.schedule.level(400)
+    a = backbone.schedule.alpha_bar_at(400)
     x_t = math.sqrt(a) * x0 + math.sqrt(1 - a) * noise
     exact, learned = backbone.predict(x_t, 400).eps, network.predict(x_t, 400).eps
     assert float((learned - exact).square().mean()) < 0.2 * float(exact.square().mean())

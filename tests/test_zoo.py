@@ -93,7 +93,7 @@ def test_an_announced_loader_is_found(shelf, monkeypatch):
 
 
 def test_a_mixture_is_loaded_from_its_file_its_folder_and_its_name(shelf):
-    from invdiff.backbones import GaussianMixtureBackbone
+    from invdiff.priors import GaussianMixtureBackbone
 
     means = torch.tensor([-0.5, 0.5]).reshape(2, 1, 1, 1).expand(2, 3, 4, 4)
     mixture = GaussianMixtureBackbone.low_rank([0.5, 0.5], means, torch.zeros(2, 48, 1), 0.1)

@@ -31,17 +31,12 @@ from torch import Tensor
 
 import invdiff
 from invdiff import Blur, Colorization, Mask, SuperResolution, make_mask, sample, solve
-from invdiff.backbones import (
-    GaussianBackbone,
-    GaussianMixtureBackbone,
-    NoiseSchedule,
-    backbone_names,
-    load_backbone,
-)
+from invdiff.backbones import NoiseSchedule, backbone_names, load_backbone
 from invdiff.data import chelsea64
 from invdiff.images import from_pil
 from invdiff.operators import FunctionOperator, WalshHadamard, gaussian_kernel, mask_names
 from invdiff.plotting import new_figure, picture_grid, show_missing
+from invdiff.priors import GaussianBackbone, GaussianMixtureBackbone
 from invdiff.samplers import jumps, network_calls
 
 DOCS = Path(__file__).resolve().parent.parent
@@ -218,14 +213,14 @@ def forward() -> Any:
     noisy, clean, eps = [], [], []
     with torch.no_grad():
         for t in times:
-            a = schedule.level(t)
+            a = schedule.alpha_bar_at(t)
             x_t = a**0.5 * model(photo()) + (1 - a) ** 0.5 * noise
             prediction = b.predict(x_t, t)
             noisy.append((0.5 + x_t[0] / 4).clamp(0, 1))
             clean.append(unit(prediction.x0[0]).clamp(0, 1))
             eps.append((0.5 + prediction.eps[0] / 6).clamp(0, 1))
     captions = [
-        [f"ᾱ = {schedule.level(t):.2g}" for t in times],
+        [f"ᾱ = {schedule.alpha_bar_at(t):.2g}" for t in times],
         [""] * len(times),
         [f"{psnr(c[None], photo()):.1f} dB" for c in clean],
     ]
@@ -270,7 +265,7 @@ def denoising_error() -> Any:
     e, x = [], []
     with torch.no_grad():
         for t in times:
-            a, noise = schedule.level(t), level_noise(t, images.shape)
+            a, noise = schedule.alpha_bar_at(t), level_noise(t, images.shape)
             p = b.predict(a**0.5 * model(images) + (1 - a) ** 0.5 * noise, t)
             e.append(float((p.eps - noise).square().mean()))
             x.append(float((p.x0.clamp(-1, 1) - model(images)).square().mean()))
@@ -676,7 +671,7 @@ def filters() -> Any:
     squared = torch.logspace(-3, 0, 200, dtype=torch.float64)
     schedule, sigma, eta = NoiseSchedule.linear(), 0.1, 0.85
     for one, t in zip(axes, (800, 400, 100), strict=True):
-        a, a_s = schedule.level(t), schedule.level(t - 10)
+        a, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t - 10)
         c, s = (1 - a_s) ** 0.5, squared.sqrt()
         thr = a_s**0.5 * sigma
         rho = 1.5 * sigma**2 * a / (1 - a)

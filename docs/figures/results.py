@@ -23,8 +23,8 @@ DATA = DOCS / "data"
 
 def suite(folder: Path) -> Path:
     """The tables of a run of `invdiff bench`, as Markdown, and the command that made it."""
-    from invdiff.benchmark.store import Run
-    from invdiff.benchmark.tables import Summary, markdown
+    from invdiff.bench.report.tables import Summary, markdown
+    from invdiff.bench.run.store import Run
 
     summary = Summary(Run.open(folder))
     name = summary.run.suite.name.replace("/", "_")
@@ -60,7 +60,7 @@ def truth(folder: Path) -> Path:
 
 def posterior() -> Path:
     """Every sampler against a Gaussian posterior."""
-    from invdiff.benchmark.truth import posterior_table
+    from invdiff.bench.posterior.truth import posterior_table
 
     text, rows = posterior_table()
     (DATA / "posterior_table.md").write_text(text + "\n", encoding="utf-8")

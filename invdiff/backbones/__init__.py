@@ -1,15 +1,12 @@
-"""Pretrained denoisers and the schedules that they count in."""
+"""What a sampler asks: pretrained denoisers and the schedules that they count in.
 
-from invdiff.backbones.analytic import GaussianBackbone
+Knows torch and, behind a function call, diffusers. `checkpoints`, `priors`, `training`, `samplers` and everything above may
+import it; it names `checkpoints` and `priors` only where a backbone is loaded by name.
+"""
+
 from invdiff.backbones.base import Backbone, Prediction
-from invdiff.backbones.checkpoints import KnownCheckpoint, download, known_checkpoints
-from invdiff.backbones.ddpm import load_ddpm
 from invdiff.backbones.edm import EDMBackbone
-from invdiff.backbones.guided_diffusion import load_guided_diffusion
-from invdiff.backbones.huggingface import load_diffusers
-from invdiff.backbones.mixture import GaussianMixtureBackbone
 from invdiff.backbones.network import NetworkBackbone
-from invdiff.backbones.posterior import GaussianPosterior, MixturePosterior
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import DEFAULT_BACKBONE, backbone_names, load_backbone, register_backbone
 
@@ -17,20 +14,10 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "Backbone",
     "EDMBackbone",
-    "GaussianBackbone",
-    "GaussianMixtureBackbone",
-    "GaussianPosterior",
-    "KnownCheckpoint",
-    "MixturePosterior",
     "NetworkBackbone",
     "NoiseSchedule",
     "Prediction",
     "backbone_names",
-    "download",
-    "known_checkpoints",
     "load_backbone",
-    "load_ddpm",
-    "load_diffusers",
-    "load_guided_diffusion",
     "register_backbone",
 ]

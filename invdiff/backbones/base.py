@@ -102,4 +102,4 @@ class Backbone(ABC):
         if isinstance(t, Tensor) and t.ndim > 0:
             levels = self.schedule.alpha_bar[t.detach().long().cpu()]
             return levels.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
-        return self.schedule.level(int(t))
+        return self.schedule.alpha_bar_at(int(t))

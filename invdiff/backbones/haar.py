@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError, near_match
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -328,5 +328,5 @@ def check_sha256(path: Path, content: bytes, expected: str) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)

@@ -116,8 +116,8 @@ class NoiseSchedule:
     def _log_variances(self) -> list[tuple[float, float]]:
         return [(math.log(b), math.log(v)) for b, v in zip(self._betas, self.posterior_variance.tolist(), strict=True)]
 
-    def level(self, t: int) -> float:
-        """``alpha_bar[t]`` as a Python float; ``level(-1) == 1.0``."""
+    def alpha_bar_at(self, t: int) -> float:
+        """``alpha_bar[t]`` as a Python float; ``alpha_bar_at(-1) == 1.0``."""
         return self._levels[t]
 
     def beta(self, t: int) -> float:
@@ -171,7 +171,7 @@ class NoiseSchedule:
 
     def __repr__(self) -> str:
         kept = "" if self._chain is None else f" of {self.chain.T}"
-        return f"NoiseSchedule({self.T}{kept} times, alpha_bar {self.level(0):.4g} .. {self.level(self.T - 1):.3g})"
+        return f"NoiseSchedule({self.T}{kept} times, alpha_bar {self.alpha_bar_at(0):.4g} .. {self.alpha_bar_at(self.T - 1):.3g})"
 
 
 def _length(T: int) -> int:

@@ -71,11 +71,11 @@ def load_backbone(
     if path.is_file() and path.suffix == ".safetensors":
         return _load_mixture(path, device=device, **options)
     if path.is_file() and path.suffix == ".ckpt":
-        from invdiff.backbones.ddpm import load_ddpm
+        from invdiff.checkpoints.ddpm import load_ddpm
 
         return load_ddpm(path, **run, **options)
     if path.is_file() and path.suffix in _CHECKPOINTS:
-        from invdiff.backbones.guided_diffusion import load_guided_diffusion
+        from invdiff.checkpoints.guided_diffusion import load_guided_diffusion
 
         return load_guided_diffusion(path, **run, **options)
     if path.is_file():
@@ -85,7 +85,7 @@ def load_backbone(
         and not name.startswith((".", "/", "~"))
         and path.suffix not in (*_CHECKPOINTS, ".ckpt", ".safetensors")
     ):
-        from invdiff.backbones.huggingface import load_diffusers
+        from invdiff.checkpoints.diffusers import load_diffusers
 
         return load_diffusers(name, **run, **options)
     names = backbone_names()
@@ -150,7 +150,7 @@ def _load_folder(
     if mixture := _mixture_file(folder):
         return _load_mixture(mixture, device=device, **options)
     if (folder / CONFIG).is_file() or (folder / "model_index.json").is_file():
-        from invdiff.backbones.huggingface import load_diffusers
+        from invdiff.checkpoints.diffusers import load_diffusers
 
         return load_diffusers(folder, precision=precision, compile=compile, device=device, **options)
     raise InvdiffError(
@@ -161,7 +161,7 @@ def _load_folder(
 
 def _load_mixture(path: Path, *, device: torch.device | str | None, **options: Any) -> Backbone:
     """A mixture model; where an ``invdiff.json`` with a checksum stands beside it, that is verified."""
-    from invdiff.backbones.mixture import GaussianMixtureBackbone
+    from invdiff.priors.mixture import GaussianMixtureBackbone
 
     if (path.parent / DESCRIPTION).is_file():
         check_sha256(path, path.read_bytes(), Description.read(path.parent).sha256)

@@ -50,8 +50,8 @@ def bench_command(
     if suite == "truth":
         _truth(folder, quick, resume, samplers, report)
         return
-    from invdiff.benchmark.report import make_report
-    from invdiff.benchmark.runner import bench
+    from invdiff.bench.report.report import make_report
+    from invdiff.bench.run.runner import bench
 
     bench(
         suite,
@@ -79,7 +79,7 @@ def bench_command(
 
 
 def _truth(folder: Path, quick: bool, resume: bool, samplers: str | None, figures: bool) -> None:
-    from invdiff.benchmark.truth import truth
+    from invdiff.bench.posterior.truth import truth
 
     names = [s.strip() for s in samplers.split(",")] if samplers else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -103,7 +103,7 @@ def report_command(
     formats: Annotated[str, typer.Option(help="Any of html, png, svg, csv, md, tex.")] = "html,png,svg,csv,md,tex",
 ) -> None:
     """Write the report of a run: one HTML page, figures, tables for papers."""
-    from invdiff.benchmark.report import make_report
+    from invdiff.bench.report.report import make_report
 
     for file in make_report(run, out, [f.strip() for f in formats.split(",")]):
         console.print(str(file), highlight=False)
@@ -121,8 +121,8 @@ def score_command(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/score"),
 ) -> None:
     """Judge someone else's restorations with the same metrics, in the same report."""
-    from invdiff.benchmark.report import make_report
-    from invdiff.benchmark.score import score_folders
+    from invdiff.bench.report.report import make_report
+    from invdiff.bench.run.score import score_folders
 
     score_folders(truth, restored, measured, out)
     files = make_report(out)
@@ -136,8 +136,8 @@ def compare_command(
     out: Annotated[Path | None, typer.Option(help="Also write the comparison as Markdown.")] = None,
 ) -> None:
     """Did a change make it better? Paired differences with intervals and corrected tests."""
-    from invdiff.benchmark.compare import compare
-    from invdiff.files import written_whole
+    from invdiff.bench.report.compare import compare
+    from invdiff.files import atomic_write
 
     comparison = compare(before, after)
     table = Table(box=None, header_style="bold")
@@ -150,7 +150,7 @@ def compare_command(
     if out is not None:
         if not out.parent.is_dir():
             stop(f"--out {str(out)!r}: the folder {str(out.parent)!r} does not exist")
-        with written_whole(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(comparison.markdown())
 
 
@@ -160,7 +160,7 @@ def merge_command(
     out: Annotated[Path, typer.Option(help="The new run folder.")],
 ) -> None:
     """Put the shards of a run into one folder."""
-    from invdiff.benchmark.runner import merge_runs
+    from invdiff.bench.run.runner import merge_runs
 
     merged = merge_runs(shards, out)
     missing = merged.info.get("missing", 0)

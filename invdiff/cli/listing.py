@@ -106,7 +106,7 @@ def list_metrics() -> None:
 @lists.command("suites")
 def list_suites() -> None:
     """Every benchmark suite."""
-    from invdiff.benchmark.suite import load_suite, suite_names
+    from invdiff.bench.suite.suite import load_suite, suite_names
 
     for name in suite_names():
         suite = load_suite(name)

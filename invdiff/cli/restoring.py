@@ -229,7 +229,7 @@ def mask_command(
     seed: Seed = 0,
 ) -> None:
     """Write a mask: white = known, black = missing."""
-    from invdiff.files import written_whole
+    from invdiff.files import atomic_write
     from invdiff.images import to_pil
     from invdiff.operators.masks import make_mask
     from invdiff.solution import check_output
@@ -240,7 +240,7 @@ def mask_command(
     except ValueError:
         stop(f"--size must be a number or height x width such as 300x451, got {size!r}")
     made = make_mask(name, (sides[0], sides[-1]), seed=seed)
-    with written_whole(output) as temporary:
+    with atomic_write(output) as temporary:
         to_pil(made.float()[None]).save(temporary)
     console.print(f"{100 * float(made.float().mean()):.0f} % known -> {output}", highlight=False)
 

@@ -33,7 +33,7 @@ def train_command(
     help: Annotated[bool, typer.Option("--help", "-h", help="Every option.")] = False,
 ) -> None:
     """Train a small backbone on your own images, or measure one: `invdiff train --data FOLDER --out DIR`."""
-    from invdiff.backbones.train import TrainingConfig, evaluate_on, train
+    from invdiff.training.loop import TrainingConfig, evaluate_on, train
 
     fields = {f.name: f for f in dataclasses.fields(TrainingConfig)}
     if help:
@@ -100,7 +100,7 @@ def download_command(
     folder: Annotated[Path | None, typer.Option(help="Where to put it; a cache by default.")] = None,
 ) -> None:
     """Fetch a public checkpoint; its licence is shown first."""
-    from invdiff.backbones import download, known_checkpoints
+    from invdiff.checkpoints import download, known_checkpoints
 
     if name is None:
         table = Table(box=None, header_style="bold")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import shown
+from invdiff.errors import InvdiffError
+from invdiff.registry import Registry
 
 Direction = Literal["higher", "lower", "one", "none"]
 Needs = Literal["truth", "measurement", "samples", "set", "run"]
@@ -51,19 +53,23 @@ class Metric:
     decimals: int = 3
 
 
-METRICS: dict[str, Metric] = {}
+def _metric(name: str, metric: Any) -> Metric:
+    if not isinstance(metric, Metric):
+        raise InvdiffError(f"metric {name!r} must be a Metric, got {shown(metric)}")
+    return metric
+
+
+METRICS: Registry[Metric] = Registry("metric", "invdiff.metrics", _metric)
+"""Every metric by name."""
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Make a metric known to suites and reports.
+    """Make a metric known to suites and reports. An installed package does it through the entry points ``invdiff.metrics``.
 
     Raises:
-        InvdiffError: the name is taken.
+        InvdiffError: the name is taken, or what is registered is no `Metric`.
     """
-    if metric.name in METRICS:
-        raise InvdiffError(f"a metric named {metric.name!r} exists already; take another name")
-    METRICS[metric.name] = metric
-    return metric
+    return METRICS.add(getattr(metric, "name", ""), metric)
 
 
 def metric_names(needs: str | None = None) -> list[str]:
@@ -77,9 +83,7 @@ def get_metric(name: str) -> Metric:
     Raises:
         InvdiffError: unknown name, with the near match.
     """
-    if name not in METRICS:
-        raise InvdiffError(f"unknown metric {name!r}; one of {', '.join(METRICS)}.{near_match(str(name), METRICS)}")
-    return METRICS[name]
+    return METRICS.get(name)
 
 
 def import_reason(error: BaseException, package: str, extra: str | None = None) -> str:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import shown
+from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator
+from invdiff.registry import Registry
 
-_OPERATORS: dict[str, type[LinearOperator]] = {}
+
+def _operator(name: str, operator: Any) -> type[LinearOperator]:
+    if not (isinstance(operator, type) and issubclass(operator, LinearOperator)):
+        raise InvdiffError(f"operator {name!r} must be a subclass of LinearOperator, got {shown(operator)}")
+    return operator
+
+
+OPERATORS: Registry[type[LinearOperator]] = Registry("operator", "invdiff.operators", _operator)
+"""Every operator by name."""
 
 
 def register_operator(name: str) -> Callable[[type[LinearOperator]], type[LinearOperator]]:
@@ -18,42 +27,20 @@ def register_operator(name: str) -> Callable[[type[LinearOperator]], type[Linear
     A package does the same without being imported through the entry-point group `invdiff.operators`.
 
     Raises:
-        InvdiffError: When the name is taken by another class, or what is registered is not a `LinearOperator` class.
+        InvdiffError: the name is taken by another class, or what is registered is not a `LinearOperator` class.
     """
-
-    def register(operator: type[LinearOperator]) -> type[LinearOperator]:
-        if not (isinstance(operator, type) and issubclass(operator, LinearOperator)):
-            raise InvdiffError(f"operator is {operator!r}, but register_operator takes a subclass of LinearOperator.")
-        taken = _OPERATORS.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (operator.__module__, operator.__qualname__):
-            raise InvdiffError(
-                f"name is {name!r}, which is already {taken.__module__}.{taken.__qualname__}; choose another."
-            )
-        _OPERATORS[name] = operator
-        return operator
-
-    return register
-
-
-def _entry_points() -> dict[str, Any]:
-    return {point.name: point for point in entry_points(group="invdiff.operators")}
+    return lambda operator: OPERATORS.add(name, operator)
 
 
 def operator_names() -> list[str]:
     """Names of all operators: ours, registered ones and those of installed packages."""
-    return sorted({*_OPERATORS, *_entry_points()})
+    return sorted(OPERATORS.names())
 
 
 def get_operator(name: str) -> type[LinearOperator]:
     """The operator class known as `name`.
 
     Raises:
-        InvdiffError: For an unknown name.
+        InvdiffError: unknown name, with the near match.
     """
-    if name in _OPERATORS:
-        return _OPERATORS[name]
-    points = _entry_points()
-    if name in points:
-        return register_operator(name)(points[name].load())
-    names = operator_names()
-    raise InvdiffError(f"operator is {name!r}, but it must be one of {', '.join(names)}.{near_match(str(name), names)}")
+    return OPERATORS.get(name)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
@@ -18,10 +16,12 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
+from invdiff.checks import shown
+from invdiff.errors import DivergenceError, InvdiffError, near_match
 from invdiff.noise import Draw, NoiseSource
 from invdiff.options import check_options, option
 from invdiff.problem import Problem
+from invdiff.registry import Registry
 from invdiff.samplers import paths
 from invdiff.samplers.guidance import Guidance, GuidedBackbone
 from invdiff.tensors import weighted_sum
@@ -62,7 +62,7 @@ class Sampler(ABC):
     """A method: the times it keeps, its path through them, and one step down.
 
     A sampler is a frozen dataclass whose fields are its hyper-parameters. To write one, give `step` and, where the
-    method differs from the common way, `clock`, `path`, `first_state`, `enter`, `renoise`, `finish`.
+    method differs from the common way, `respaced`, `path`, `first_state`, `before_call`, `renoise`, `finish`.
     """
 
     steps: int = option(100, "times kept of the schedule", low=1)
@@ -71,7 +71,7 @@ class Sampler(ABC):
     handles_noise: ClassVar[bool] = False  # models sigma_y > 0
     consistent: ClassVar[bool] = False  # promises A x = y where sigma_y = 0
     uses_gradient: ClassVar[bool] = False  # one vector-Jacobian product per network call
-    spacing_: ClassVar[str] = "respaced"  # which times of the schedule are kept
+    default_spacing: ClassVar[str] = "respaced"  # which times of the schedule are kept
     paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -79,19 +79,19 @@ class Sampler(ABC):
 
     # ---- what a method may change ---------------------------------------------------------------------------
 
-    def clock(self, schedule: NoiseSchedule) -> NoiseSchedule:
+    def respaced(self, schedule: NoiseSchedule) -> NoiseSchedule:
         """The times that are kept."""
-        return schedule.respaced(self.steps, self.spacing_)
+        return schedule.respaced(self.steps, self.default_spacing)
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
-        """The times visited, from the first to -1, for a schedule made by `clock`."""
+        """The times visited, from the first to -1, for a schedule made by `respaced`."""
         return paths.plain(len(schedule))
 
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
         """x_t at the first time, (B, C, H, W)."""
         return noise("init")
 
-    def enter(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone, noise: Draw) -> Tensor:
+    def before_call(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone, noise: Draw) -> Tensor:
         """What happens to the state just before a network call, the very first one excepted."""
         return x_t
 
@@ -110,7 +110,7 @@ class Sampler(ABC):
 
         `x0` is the clean estimate of the last network call.
         """
-        ratio = backbone.schedule.level(s) / backbone.schedule.level(t)
+        ratio = backbone.schedule.alpha_bar_at(s) / backbone.schedule.alpha_bar_at(t)
         return weighted_sum((ratio**0.5, x_t), ((1 - ratio) ** 0.5, noise("step")))
 
     def finish(self, x: Tensor, problem: Problem) -> Tensor:
@@ -135,7 +135,7 @@ class Sampler(ABC):
 
     def network_calls(self, schedule: NoiseSchedule) -> int:
         """Network calls per image on the full schedule `schedule`, known before a run."""
-        return paths.network_calls(self.path(self.clock(schedule)))
+        return paths.network_calls(self.path(self.respaced(schedule)))
 
     def run(
         self,
@@ -162,7 +162,7 @@ class Sampler(ABC):
         Raises:
             DivergenceError: the state went non-finite.
         """
-        backbone = backbone.on(self.clock(backbone.schedule))
+        backbone = backbone.on(self.respaced(backbone.schedule))
         schedule = backbone.schedule
         times = self.path(schedule) if times is None else list(times)
         if guidance:
@@ -177,7 +177,7 @@ class Sampler(ABC):
                     x = self.renoise(x, x0, t, s, backbone, draw)
                 else:
                     if nfe > 0:
-                        x = self.enter(x, t, problem, backbone, draw)
+                        x = self.before_call(x, t, problem, backbone, draw)
                     x, x0 = self.step(x, t, s, problem, backbone, draw)
                     nfe += 1
                 if (k % check_every == 0 or k == len(times) - 2) and not finite(x):
@@ -213,7 +213,7 @@ def ancestral(
     The variance is the network's where it learned one (for neighbouring times), else the posterior variance. No noise
     is added at the last step.
     """
-    a_t, a_s = schedule.level(t), schedule.level(s)
+    a_t, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
     beta = 1 - a_t / a_s
     x = weighted_sum((a_s**0.5 * beta / (1 - a_t), x0), ((a_t / a_s) ** 0.5 * (1 - a_s) / (1 - a_t), x_t))
     if s < 0:
@@ -257,61 +257,52 @@ def inverse(squared: Tensor) -> Tensor:
 
 # ---- names ------------------------------------------------------------------------------------------------------
 
-_REGISTRY: dict[str, type[Sampler]] = {}
+
+def _sampler(name: str, cls: Any) -> type[Sampler]:
+    if not (isinstance(cls, type) and issubclass(cls, Sampler)):
+        raise InvdiffError(f"sampler {name!r} must be a subclass of Sampler, got {shown(cls)}")
+    cls.name = cls.name if "name" in vars(cls) else name
+    return cls
+
+
+def _plain(name: str) -> str:
+    return name.lower().translate({ord(c): None for c in "-_ "}).replace("plus", "+").replace("π", "pi")
+
+
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "invdiff.samplers", _sampler, _plain)
+"""Every sampler by name; case, and ``-``, ``_``, blanks do not matter."""
+
 SamplerT = TypeVar("SamplerT", bound=type[Sampler])
 
 
 def register_sampler(name: str) -> Callable[[SamplerT], SamplerT]:
-    """Class decorator: make a sampler known to `solve`, the command line and the benchmarks as `name`."""
+    """Class decorator: make a sampler known to `solve`, the command line and the benchmarks as `name`.
+
+    Raises:
+        InvdiffError: the name is taken by another sampler, or what is registered is none.
+    """
 
     def register(cls: SamplerT) -> SamplerT:
-        cls.name = name
-        _REGISTRY[name] = cls
+        SAMPLERS.add(name, cls)
         return cls
 
     return register
 
 
 def sampler_names() -> list[str]:
-    """The names that `solve(sampler=...)` knows, those of installed plug-ins included."""
-    _load_plugins()
-    return list(_REGISTRY)
+    """The names that `solve(sampler=...)` knows, those of installed packages included."""
+    return SAMPLERS.names()
 
 
 def sampler_class(name: str) -> type[Sampler]:
-    """The class behind a name; case, and `-`, `_`, blanks do not matter.
+    """The class behind a name.
 
     Raises:
         InvdiffError: unknown name, with the near match.
     """
-    key = _plain(name)
-    if key not in map(_plain, _REGISTRY):
-        _load_plugins()
-    for known, cls in _REGISTRY.items():
-        if _plain(known) == key:
-            return cls
-    raise InvdiffError(f"unknown sampler {name!r}; one of {', '.join(_REGISTRY)}.{near_match(name, _REGISTRY)}")
+    return SAMPLERS.get(name)
 
 
 def samplers_that(**wanted: bool) -> Iterable[str]:
     """Names of the samplers with these properties, such as ``handles_noise=True``."""
-    return [n for n, c in _REGISTRY.items() if all(getattr(c, k) == v for k, v in wanted.items())]
-
-
-def _plain(name: str) -> str:
-    return name.lower().translate({ord(c): None for c in "-_ "}).replace("plus", "+").replace("Π".lower(), "pi")
-
-
-def _load_plugins() -> None:
-    for entry in entry_points(group="invdiff.samplers"):
-        if entry.name in _REGISTRY:
-            continue
-        found = entry.load()
-        if isinstance(found, type) and issubclass(found, Sampler):
-            register_sampler(entry.name)(found)
-        else:
-            warnings.warn(
-                f"the plug-in {entry.name} = {entry.value!r} is no Sampler class and is left out; write module:Class",
-                InvdiffWarning,
-                stacklevel=3,
-            )
+    return [n for n, c in SAMPLERS.items() if all(getattr(c, k) == v for k, v in wanted.items())]

@@ -36,7 +36,7 @@ class DDNM(Sampler):
     travel_repeat: int = option(1, "how often each stretch is walked; 1 = no travel (the paper's old photos: 2)", low=1)
 
     consistent: ClassVar[bool] = True
-    spacing_: ClassVar[str] = "leading"
+    default_spacing: ClassVar[str] = "leading"
     paper: ClassVar[str] = (
         "Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, ICLR 2023"
     )
@@ -48,7 +48,7 @@ class DDNM(Sampler):
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
         prediction = backbone.predict(x_t, t)
-        x0, eps, a_s = prediction.x0, prediction.eps, backbone.schedule.level(s)
+        x0, eps, a_s = prediction.x0, prediction.eps, backbone.schedule.alpha_bar_at(s)
         corrected = problem.replace_known(x0)  # x0 + A^+ (y - A x0)
         if s < 0:
             return corrected, x0
@@ -57,7 +57,7 @@ class DDNM(Sampler):
         return weighted_sum((a_s**0.5, corrected), (c * self.eta, noise("step")), (c * kept, eps)), x0
 
     def renoise(self, x_t: Tensor, x0: Tensor, t: int, s: int, backbone: Backbone, noise: Draw) -> Tensor:
-        a_s = backbone.schedule.level(s)
+        a_s = backbone.schedule.alpha_bar_at(s)
         return weighted_sum((a_s**0.5, x0), ((1 - a_s) ** 0.5, noise("step")))
 
 
@@ -87,7 +87,7 @@ class DDNMPlus(DDNM):
         if problem.sigma_y == 0:
             return super().step(x_t, t, s, problem, backbone, noise)
         prediction = backbone.predict(x_t, t)
-        x0, a_s = prediction.x0, backbone.schedule.level(s)
+        x0, a_s = prediction.x0, backbone.schedule.alpha_bar_at(s)
         if s < 0:
             return x0, x0
         c, fresh, kept = (1 - a_s) ** 0.5, self.eta, (1 - self.eta**2) ** 0.5
@@ -105,6 +105,6 @@ class DDNMPlus(DDNM):
         def d_e(squared: Tensor) -> Tensor:
             return torch.where(squared > 0, 0.0, c * kept)
 
-        x = a_s**0.5 * (x0 + problem.residual(correction, x0))
+        x = a_s**0.5 * (x0 + problem.filtered_residual(correction, x0))
         x = x + problem.operator.gram_filter(d_n, noise("step")) + problem.operator.gram_filter(d_e, prediction.eps)
         return x, x0

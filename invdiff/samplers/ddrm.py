@@ -40,11 +40,11 @@ class DDRM(Sampler):
     )
 
     handles_noise: ClassVar[bool] = True
-    spacing_: ClassVar[str] = "leading"
+    default_spacing: ClassVar[str] = "leading"
     paper: ClassVar[str] = "Kawar et al., Denoising Diffusion Restoration Models, NeurIPS 2022"
 
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
-        a_t = backbone.schedule.level(t)
+        a_t = backbone.schedule.alpha_bar_at(t)
         sigma_t, sigma_y = ((1 - a_t) / a_t) ** 0.5, problem.sigma_y
 
         def of_y(squared: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ class DDRM(Sampler):
             return (1 - (sigma_y / sigma_t) ** 2 * inverse(squared)).clamp(min=0).sqrt()
 
         n = noise("init")
-        return problem.residual(of_y, torch.zeros_like(n)) + problem.operator.gram_filter(of_noise, n)
+        return problem.filtered_residual(of_y, torch.zeros_like(n)) + problem.operator.gram_filter(of_noise, n)
 
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
         prediction = backbone.predict(x_t, t)
-        x0, a_s, sigma_y = prediction.x0, backbone.schedule.level(s), problem.sigma_y
+        x0, a_s, sigma_y = prediction.x0, backbone.schedule.alpha_bar_at(s), problem.sigma_y
         sg = ((1 - a_s) / a_s) ** 0.5
         fresh, kept = self.eta * sg, (1 - self.eta**2) ** 0.5 * sg
 
@@ -75,7 +75,7 @@ class DDRM(Sampler):
         def of_eps(squared: Tensor) -> Tensor:
             return torch.where(squared > 0, 0.0, kept)
 
-        x = x0 + problem.residual(correction, x0)
+        x = x0 + problem.filtered_residual(correction, x0)
         if s < 0:
             return x, x0
         x = (

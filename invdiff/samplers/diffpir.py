@@ -53,7 +53,7 @@ class DiffPIR(Sampler):
     handles_noise: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, CVPRW 2023"
 
-    def clock(self, schedule: NoiseSchedule) -> NoiseSchedule:
+    def respaced(self, schedule: NoiseSchedule) -> NoiseSchedule:
         return schedule.respaced(self.steps, self.spacing)
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
@@ -71,7 +71,7 @@ class DiffPIR(Sampler):
             start = interpolate(problem.y, problem.image_shape[1:], mode="bicubic", align_corners=False)
         elif start.shape[1:] != problem.image_shape:
             start = problem.pinv_y
-        a_t = backbone.schedule.level(t)
+        a_t = backbone.schedule.alpha_bar_at(t)
         missing = max(0.0, 1 - a_t - a_t * problem.sigma_y**2)  # y brings noise of its own
         return a_t**0.5 * start + missing**0.5 * noise("init")
 
@@ -79,10 +79,10 @@ class DiffPIR(Sampler):
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
         schedule = backbone.schedule
-        a_t, a_s = schedule.level(t), schedule.level(s)
+        a_t, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
         rho = self.lambda_ * max(problem.sigma_y, _LEAST_SIGMA) ** 2 * a_t / (1 - a_t)
         estimate = backbone.predict(x_t, t).x0.clamp(-1, 1)
-        x0 = estimate + self.guidance_scale * problem.residual(lambda squared: 1 / (squared + rho), estimate)
+        x0 = estimate + self.guidance_scale * problem.filtered_residual(lambda squared: 1 / (squared + rho), estimate)
         if s < 0:
             return x0, estimate
         e = Prediction.from_x0(x_t, x0, a_t).eps

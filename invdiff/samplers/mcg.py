@@ -46,5 +46,5 @@ class MCG(Sampler):
         prediction, x0, pullback = estimate_with_pullback(backbone, x_t, t, self.clip)
         x = ancestral(x_t, x0, t, s, backbone.schedule, prediction.log_variance, noise)
         x.add_(pullback(residual_direction(problem.y, problem, x0)), alpha=self.scale)
-        level = backbone.schedule.level(s if self.known_level == "target" else t)
+        level = backbone.schedule.alpha_bar_at(s if self.known_level == "target" else t)
         return problem.replace_known(x, level, noise("known") if level < 1 else None), x0

@@ -39,25 +39,29 @@ class PiGDM(Sampler):
 
     handles_noise: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
-    spacing_: ClassVar[str] = "leading"
+    default_spacing: ClassVar[str] = "leading"
     paper: ClassVar[str] = "Song et al., Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR 2023"
 
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
         if self.init == "noise":
             return noise("init")
-        a_t, known = backbone.schedule.level(t), problem.pinv_y
+        a_t, known = backbone.schedule.alpha_bar_at(t), problem.pinv_y
         if problem.sigma_y > 0:  # the bare pseudo-inverse of a blur would enlarge the noise without bound
-            known = problem.residual(lambda squared: 1 / (squared + problem.sigma_y**2), torch.zeros_like(known))
+            known = problem.filtered_residual(
+                lambda squared: 1 / (squared + problem.sigma_y**2), torch.zeros_like(known)
+            )
         return a_t**0.5 * known + (1 - a_t) ** 0.5 * noise("init")
 
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
         prediction, estimate, pullback = estimate_with_pullback(backbone, x_t, t)
-        a_t, a_s = backbone.schedule.level(t), backbone.schedule.level(s)
+        a_t, a_s = backbone.schedule.alpha_bar_at(t), backbone.schedule.alpha_bar_at(s)
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
         ratio = problem.sigma_y**2 / (1 - a_t)
-        g = pullback(problem.residual(inverse if ratio == 0 else lambda squared: 1 / (squared + ratio), estimate))
+        g = pullback(
+            problem.filtered_residual(inverse if ratio == 0 else lambda squared: 1 / (squared + ratio), estimate)
+        )
         x0 = estimate
         if self.project:
             x0 = problem.replace_known(x0)

@@ -38,8 +38,8 @@ class Replacement(Sampler):
     consistent: ClassVar[bool] = True
     paper: ClassVar[str] = "Song et al., Score-Based Generative Modeling through SDEs, ICLR 2021, appendix I.2"
 
-    def enter(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone, noise: Draw) -> Tensor:
-        return problem.replace_known(x_t, backbone.schedule.level(t), noise("known"))
+    def before_call(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone, noise: Draw) -> Tensor:
+        return problem.replace_known(x_t, backbone.schedule.alpha_bar_at(t), noise("known"))
 
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw

@@ -38,7 +38,7 @@ class Unconditional(Sampler):
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
         prediction, schedule = backbone.predict(x_t, t), backbone.schedule
-        a_t, a_s = schedule.level(t), schedule.level(s)
+        a_t, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
         x0 = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
         if self.eta == 1:
             return ancestral(x_t, x0, t, s, schedule, prediction.log_variance, lambda role: noise(f"prior/{role}")), x0

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.benchmark.executors import EXECUTORS, outcomes, parse_shard, shard_of
-from invdiff.benchmark.images import image_names, picture, prepare_images, read_truths
-from invdiff.benchmark.store import GroupRecord, Record, Run, measured_file, truth_file
-from invdiff.benchmark.suite import PRIOR, Suite, load_suite
-from invdiff.benchmark.worker import (
+from invdiff.bench.run.executors import EXECUTORS, outcomes, parse_shard, shard_of
+from invdiff.bench.run.images import image_names, picture, prepare_images, read_truths
+from invdiff.bench.run.store import GroupRecord, Record, Run, measured_file, truth_file
+from invdiff.bench.run.worker import (
     Batch,
     Cell,
     Outcome,
@@ -35,6 +34,7 @@ from invdiff.benchmark.worker import (
     fingerprint,
     place_backbone,
 )
+from invdiff.bench.suite.suite import PRIOR, Suite, load_suite
 from invdiff.errors import InvdiffError, near_match
 from invdiff.images import from_pil
 from invdiff.metrics import Metric, Unavailable, forward_equivalents, get_metric

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from invdiff.benchmark import statistics
-from invdiff.benchmark.statistics import Interval, Ranking, average_over_seeds, bootstrap_interval
-from invdiff.benchmark.store import GroupRecord, Record, Run
+from invdiff.bench.report import statistics
+from invdiff.bench.report.statistics import Interval, Ranking, average_over_seeds, bootstrap_interval
+from invdiff.bench.run.store import GroupRecord, Record, Run
 from invdiff.metrics import METRICS, Metric
 
 COSTS = ("nfe", "vjps", "forward_equivalents", "seconds", "peak_memory")
@@ -567,7 +567,7 @@ def metric_of(name: str, sigma_y: float = 0.0) -> Metric:
     One that isn't registered (any more) has no direction. Neither has the misfit of a noisy measurement, where less than
     the noise means that the noise was restored too.
     """
-    metric = METRICS.get(name) or Metric(name, name, "none", "", "truth", "not registered here")
+    metric = METRICS.get(name) if name in METRICS else Metric(name, name, "none", "", "truth", "not registered here")
     return replace(metric, direction="none") if metric.needs == "measurement" and sigma_y > 0 else metric
 
 

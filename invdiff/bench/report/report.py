@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from invdiff.benchmark import figures, tables
-from invdiff.benchmark.store import Record, Run, slug
-from invdiff.benchmark.tables import NOT_AVAILABLE, Entry, Summary, Table, bounds, heading, number
+from invdiff.bench.report import figures, tables
+from invdiff.bench.report.tables import NOT_AVAILABLE, Entry, Summary, Table, bounds, heading, number
+from invdiff.bench.run.store import Record, Run
 from invdiff.errors import InvdiffError, near_match
-from invdiff.files import written_whole
+from invdiff.files import atomic_write, slug
 from invdiff.metrics import Metric
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def make_report(run_folder: str | Path, out: str | Path | None = None, formats: 
         texts |= {"cells.csv": lambda: tables.cells_csv(summary), "summary.csv": lambda: tables.summary_csv(summary)}
     written = []
     for name, text in texts.items():
-        with written_whole(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text(), encoding="utf-8")
         written.append(folder / name)
     kinds = [f for f in formats if f in ("png", "svg")]
@@ -79,7 +79,7 @@ def make_report(run_folder: str | Path, out: str | Path | None = None, formats: 
         for name, figure in report.paper_figures():
             for kind in kinds:
                 path = folder / "figures" / f"{name}.{kind}"
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     figure.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
                 written.append(path)
     return written
@@ -111,7 +111,7 @@ class _Report:
 
     def page(self) -> str:
         """The whole of it."""
-        assets = files("invdiff.benchmark") / "assets"
+        assets = files("invdiff.bench.report") / "assets"
         style, script = (assets / "report.css").read_text("utf-8"), (assets / "report.js").read_text("utf-8")
         parts = [self._head(), self._ranks(), *map(self._task, self.summary.tables)]
         parts += [self._failed(), self._settings(), self._method(), self._repeat()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def draw_figures(folder: Path, rows: Rows) -> list[Path]:
     """Draw every figure that the results allow into `folder`, as PNG and SVG; returns the paths."""
     import matplotlib
 
-    from invdiff.benchmark.truth import label
+    from invdiff.bench.posterior.truth import label
 
     rows = [{**row, "label": label(row)} for row in rows if "metrics" in row]
     samplers = list(dict.fromkeys(row["label"] for row in rows if row["sampler"] not in ("exact", "unconditional")))
@@ -75,7 +75,7 @@ def draw_figures(folder: Path, rows: Rows) -> list[Path]:
                 continue
             for ending in ("png", "svg"):
                 path = folder / f"{name}.{ending}"
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     figure.savefig(temporary, dpi=150, metadata={"Date": None} if ending == "svg" else None)
                 files.append(path)
     return files
@@ -298,7 +298,7 @@ def modes(rows: Rows) -> Figure | None:
 
 def density(folder: Path, rows: Rows) -> Figure | None:
     """Samples of every sampler on the exact density of two coordinates (first measurement)."""
-    from invdiff.benchmark.truth import Cell, Problem, Setting
+    from invdiff.bench.posterior.truth import Cell, Problem, Setting
 
     if not rows or not rows[0]["picture"]:
         return None

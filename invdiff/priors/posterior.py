@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from invdiff.backbones.analytic import checked_count, standard_normal
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError
+from invdiff.noise import standard_normal
 
 if TYPE_CHECKING:
-    from invdiff.backbones.analytic import GaussianBackbone
-    from invdiff.backbones.mixture import GaussianMixtureBackbone
+    from invdiff.priors.gaussian import GaussianBackbone
+    from invdiff.priors.mixture import GaussianMixtureBackbone
 
 Map = Callable[[Tensor], Tensor]
 
@@ -112,7 +113,7 @@ class FlatOperator:
 
 
 @dataclass(frozen=True)
-class Frame:
+class TruncatedSVD:
     """The singular value decomposition of ``A T``, without its zeros: ``U diag(singular) V^T``.
 
     Attributes:
@@ -127,8 +128,8 @@ class Frame:
     analyse: Map
     synthesise: Map
 
-    def scaled(self, factor: float) -> Frame:
-        """The frame of ``factor A T``, factor > 0."""
+    def scaled(self, factor: float) -> TruncatedSVD:
+        """The svd of ``factor A T``, factor > 0."""
         return replace(self, singular=factor * self.singular)
 
 
@@ -164,7 +165,7 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, tolerance: float) -> Frame:
+def truncated_svd(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, tolerance: float) -> TruncatedSVD:
     """The singular system of A T by the cheapest exact way: read off where ``A T T^T A^T`` is diagonal (masks, averages
     of disjoint pixels) or ``T^T A^T A T`` is under the Fourier transform of each channel (blurs), a decomposition of
     ``A T`` where that is small, else of ``A T T^T A^T``.
@@ -193,7 +194,7 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
     largest = float(found.abs().max())
     if k == 0 or largest == 0:
         empty = torch.zeros(0, dtype=torch.float64, device=device)
-        return Frame(empty, lambda y: y[:, :0], lambda w: w[:, :0], lambda c: c.new_zeros(len(c), k))
+        return TruncatedSVD(empty, lambda y: y[:, :0], lambda w: w[:, :0], lambda c: c.new_zeros(len(c), k))
     if float((found[1:] - diagonal * probes).abs().max()) <= 1000 * operator.epsilon * largest:
         kept = (diagonal > tolerance**2 * largest).nonzero()[:, 0]
         singular = diagonal[kept].sqrt()
@@ -203,7 +204,7 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
             spread[:, kept] = c / singular
             return transposed(spread)
 
-        return Frame(singular, lambda y: y[:, kept], lambda w: product(w)[:, kept] / singular, synthesise)
+        return TruncatedSVD(singular, lambda y: y[:, kept], lambda w: product(w)[:, kept] / singular, synthesise)
     if k == operator.d and (stationary := _stationary(operator, product, transposed, tolerance)) is not None:
         return stationary
     small = m * k * min(m, k) <= SVD_WORK and m * k <= SVD_ENTRIES
@@ -216,7 +217,7 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
         rank = int((max(tolerance, max(m, k) * 2.3e-16) * S[0] < S).sum())
         U, S, V = U[:, :rank], S[:rank], Vh[:rank].mT
         U = torch.where(matrix.abs().amax(1)[:, None] > 0, U, 0.0) if rank else U
-        return Frame(S, lambda y: _without_unread(y, U) @ U, lambda w: w @ V, lambda c: c @ V.mT)
+        return TruncatedSVD(S, lambda y: _without_unread(y, U) @ U, lambda w: w @ V, lambda c: c @ V.mT)
     if m <= COGRAM_SIDE:
         columns = [product(transposed(part)) for part in torch.eye(m, dtype=torch.float64, device=device).split(256)]
         cogram = torch.cat(columns)
@@ -224,7 +225,7 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
         kept = values > max(tolerance**2, m * 2.3e-16) * values[-1]
         S, U = values[kept].sqrt(), U[:, kept]
         U = torch.where(cogram.abs().amax(1)[:, None] > 0, U, 0.0)
-        return Frame(
+        return TruncatedSVD(
             S, lambda y: _without_unread(y, U) @ U, lambda w: product(w) @ (U / S), lambda c: transposed(c @ (U / S).mT)
         )
     raise InvdiffError(
@@ -234,7 +235,7 @@ def frame_of(operator: FlatOperator, colour: Map, colour_adjoint: Map, k: int, t
     )
 
 
-def _stationary(operator: FlatOperator, product: Map, transposed: Map, tolerance: float) -> Frame | None:
+def _stationary(operator: FlatOperator, product: Map, transposed: Map, tolerance: float) -> TruncatedSVD | None:
     """The singular system of a B = A T whose ``B^T B`` is a convolution of each channel, else None.
 
     Its eigenvectors are those of the Hartley transform ``H x = Re F x - Im F x``, which is real, orthonormal and its
@@ -263,7 +264,7 @@ def _stationary(operator: FlatOperator, product: Map, transposed: Map, tolerance
         spread[:, kept] = c
         return hartley(spread)
 
-    return Frame(
+    return TruncatedSVD(
         singular, lambda y: hartley(transposed(y))[:, kept] / singular, lambda w: hartley(w)[:, kept], synthesise
     )
 
@@ -287,26 +288,26 @@ class GaussianPosterior:
         operator: FlatOperator,
         y: Tensor,
         sigma_y: float,
-        frame: Frame,
-        range_frame: Callable[[], Frame],
+        svd: TruncatedSVD,
+        range_svd: Callable[[], TruncatedSVD],
         image_shape: tuple[int, ...],
         dtype: torch.dtype,
     ) -> None:
         self.sigma_y = sigma_y
-        self._prior, self._operator, self._y, self._frame, self._range_frame = prior, operator, y, frame, range_frame
+        self._prior, self._operator, self._y, self._svd, self._range_svd = prior, operator, y, svd, range_svd
         self._shape, self._dtype = image_shape, dtype
-        S = frame.singular
+        S = svd.singular
         total = S.square() + sigma_y**2
         self._gain, self._shrink = S / total, 1 - sigma_y / total.sqrt()
         residual = (y - operator.forward(prior.mean[None]))[0]
-        self._residual, self._total = frame.reduce(residual[None])[0], total
+        self._residual, self._total = svd.reduce(residual[None])[0], total
         if not bool(torch.isfinite(self._residual).all()):
             raise InvdiffError("y must be finite wherever the operator reads it")
         self._full_residual = residual
         r = 0 if prior.factor is None else prior.factor.shape[1]
         self._z_mean = y.new_zeros(r)
         if prior.factor is not None and r:
-            self._seen = frame.reduce(operator.forward(prior.factor.mT))  # G^T, (r, rank)
+            self._seen = svd.reduce(operator.forward(prior.factor.mT))  # G^T, (r, rank)
             precision = torch.eye(r, dtype=y.dtype, device=y.device) + (self._seen / total) @ self._seen.mT
             self._z_root = torch.linalg.cholesky(precision)  # of the precision
             self._z_mean = torch.cholesky_solve((self._seen @ (self._residual / total))[:, None], self._z_root)[:, 0]
@@ -324,10 +325,10 @@ class GaussianPosterior:
 
     @cached_property
     def _variance(self) -> Tensor:
-        shares = self._frame.singular.square() / self._total
+        shares = self._svd.singular.square() / self._total
         removed = torch.zeros_like(self._prior.mean)
         for start, basis in self._unit_rows():
-            removed += shares[start : start + len(basis)] @ self._prior.colour(self._frame.synthesise(basis)).square()
+            removed += shares[start : start + len(basis)] @ self._prior.colour(self._svd.synthesise(basis)).square()
         kept = self._prior.variance - removed
         if len(self._z_mean):
             kept = kept + self._z_directions.square().sum(0)
@@ -369,7 +370,7 @@ class GaussianPosterior:
         With ``sigma_y = 0`` every draw reproduces the measurement.
         """
         generator = started(seed, generator)
-        parts = [self._draw(size, generator) for size in chunks(checked_count(n), len(self._prior.mean))]
+        parts = [self._draw(size, generator) for size in chunks(whole("n", n, low=1), len(self._prior.mean))]
         return torch.cat([self._image(part) for part in parts])
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -383,7 +384,7 @@ class GaussianPosterior:
         if self._prior.log_density is None:
             return self._log_prob_on_support(flat, slack)
         prior = self._prior.log_density(flat)
-        seen = log_likelihood(self._operator, self._range_frame(), self._y, self.sigma_y, flat, slack)
+        seen = log_likelihood(self._operator, self._range_svd(), self._y, self.sigma_y, flat, slack)
         return prior + seen - self.log_evidence
 
     @cached_property
@@ -398,13 +399,11 @@ class GaussianPosterior:
         """Of the directions in the range of A in which the prior does not vary: there y is noise alone."""
         if self._prior.log_density is not None:
             return 0.0
-        whole = self._range_frame()
+        whole = self._range_svd()
         missing = len(whole.singular) - len(self._residual)
         if missing <= 0:
             return 0.0
-        scale = max(
-            float(self._frame.singular.max()) if len(self._residual) else 0.0, float(whole.singular.max()), 1e-30
-        )
+        scale = max(float(self._svd.singular.max()) if len(self._residual) else 0.0, float(whole.singular.max()), 1e-30)
         noise = self.sigma_y or 1e-5 * scale
         squares = float(whole.reduce(self._full_residual[None]).square().sum() - self._residual.square().sum())
         return -0.5 * (missing * math.log(2 * math.pi * noise**2) + max(squares, 0.0) / noise**2)
@@ -415,19 +414,19 @@ class GaussianPosterior:
         """E[x - m | y, z], (n, r) -> (n, d)."""
         residual = self._residual.expand(len(z), -1)
         if self._prior.factor is None or not z.shape[1]:
-            return self._prior.colour(self._frame.synthesise(self._gain * residual))
-        explained = self._prior.colour(self._frame.synthesise(self._gain * (residual - z @ self._seen)))
+            return self._prior.colour(self._svd.synthesise(self._gain * residual))
+        explained = self._prior.colour(self._svd.synthesise(self._gain * (residual - z @ self._seen)))
         return explained + z @ self._prior.factor.mT
 
     def _decided(self, white: Tensor) -> Tensor:
         """The square root of the covariance of w given y and z, applied: what the measurement decided is taken out."""
-        return white - self._frame.synthesise(self._shrink * self._frame.analyse(white))
+        return white - self._svd.synthesise(self._shrink * self._svd.analyse(white))
 
     @cached_property
     def _z_directions(self) -> Tensor:
         """Rows ``C^(-1/2) H^T`` (r, d): how x moves with z given y."""
         assert self._prior.factor is not None
-        moves = self._prior.factor.mT - self._prior.colour(self._frame.synthesise(self._gain * self._seen))
+        moves = self._prior.factor.mT - self._prior.colour(self._svd.synthesise(self._gain * self._seen))
         return torch.linalg.solve_triangular(self._z_root, moves, upper=False)
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -480,7 +479,7 @@ class MixturePosterior:
         components: tuple[GaussianPosterior, ...],
         log_weights: Tensor,
         log_density: Map | None,
-        range_frame: Frame,
+        range_svd: TruncatedSVD,
     ) -> None:
         self.components = components
         self.sigma_y = components[0].sigma_y
@@ -488,7 +487,7 @@ class MixturePosterior:
         joint = log_weights.cpu() + evidences
         self.log_evidence = float(joint.logsumexp(0))
         self._log_weights = joint - self.log_evidence
-        self._log_density, self._range_frame = log_density, range_frame
+        self._log_density, self._range_svd = log_density, range_svd
 
     @property
     def weights(self) -> Tensor:
@@ -548,7 +547,7 @@ class MixturePosterior:
         generator = started(seed, generator)
         first = self.components[0]
         parts = []
-        for size in chunks(checked_count(n), len(first._prior.mean)):
+        for size in chunks(whole("n", n, low=1), len(first._prior.mean)):
             chosen = pick(self.weights, size, generator)
             part = first._y.new_zeros(size, len(first._prior.mean))
             for k in chosen.unique().tolist():
@@ -572,7 +571,7 @@ class MixturePosterior:
             raise InvdiffError("log_prob needs a prior density, but a component of this mixture has zero variances")
         flat = checked_images(x, first._shape).to(first._y)
         slack = torch.finfo(x.dtype).eps ** 0.5
-        likelihood = log_likelihood(first._operator, self._range_frame, first._y, self.sigma_y, flat, slack)
+        likelihood = log_likelihood(first._operator, self._range_svd, first._y, self.sigma_y, flat, slack)
         return self._log_density(flat) + likelihood - self.log_evidence
 
     def __repr__(self) -> str:
@@ -599,12 +598,12 @@ def gaussian_posterior(
         variance=prior.variance.flatten(),
         log_density=(lambda x: prior.log_prob(x.reshape(-1, *prior.image_shape))) if full else None,
     )
-    frame = frame_of(flat, prior.colour, prior.colour, flat.d, tolerance)
+    svd = truncated_svd(flat, prior.colour, prior.colour, flat.d, tolerance)
 
-    def range_frame() -> Frame:
-        return frame_of(flat, identity, identity, flat.d, tolerance)
+    def range_svd() -> TruncatedSVD:
+        return truncated_svd(flat, identity, identity, flat.d, tolerance)
 
-    return GaussianPosterior(affine, flat, measured, sigma_y, frame, range_frame, backbone.image_shape, backbone.dtype)
+    return GaussianPosterior(affine, flat, measured, sigma_y, svd, range_svd, backbone.image_shape, backbone.dtype)
 
 
 def mixture_posterior(
@@ -615,36 +614,36 @@ def mixture_posterior(
     flat = FlatOperator(operator, backbone.image_shape, backbone.device)
     tolerance, measured = rank_tolerance(flat, y, sigma_y), flat.measured(y)
     prior = backbone.double()
-    whole = frame_of(flat, identity, identity, flat.d, tolerance)
+    whole = truncated_svd(flat, identity, identity, flat.d, tolerance)
     components = []
     for k in range(prior.components):
         affine, isotropic = prior.component(k)
         if isotropic:
-            frame = whole.scaled(isotropic)
+            svd = whole.scaled(isotropic)
         else:
-            frame = frame_of(flat, affine.colour, affine.colour_adjoint, affine.white_dimension, tolerance)
+            svd = truncated_svd(flat, affine.colour, affine.colour_adjoint, affine.white_dimension, tolerance)
         components.append(
-            GaussianPosterior(
-                affine, flat, measured, sigma_y, frame, lambda: whole, backbone.image_shape, backbone.dtype
-            )
+            GaussianPosterior(affine, flat, measured, sigma_y, svd, lambda: whole, backbone.image_shape, backbone.dtype)
         )
     full = all(component._prior.log_density is not None for component in components)
     density = (lambda x: prior.log_prob(x.reshape(-1, *prior.image_shape))) if full else None
     return MixturePosterior(tuple(components), prior.weights.log(), density, whole)
 
 
-def log_likelihood(operator: FlatOperator, frame: Frame, y: Tensor, sigma_y: float, x: Tensor, slack: float) -> Tensor:
-    """Logarithm of the density of U^T y given x, (n, d) -> (n,), `frame` being that of A itself.
+def log_likelihood(
+    operator: FlatOperator, svd: TruncatedSVD, y: Tensor, sigma_y: float, x: Tensor, slack: float
+) -> Tensor:
+    """Logarithm of the density of U^T y given x, (n, d) -> (n,), `svd` being that of A itself.
 
     At ``sigma_y = 0`` it turns a density of images into one on those that reproduce y (the co-area formula): minus the
     logarithm of the product of A's singular values for these, and minus infinity for the others.
     """
-    residual = frame.reduce(y - operator.forward(x))
+    residual = svd.reduce(y - operator.forward(x))
     if sigma_y > 0:
         return -0.5 * (residual.square() / sigma_y**2 + math.log(2 * math.pi * sigma_y**2)).sum(-1)
-    seen = frame.reduce(y[None]).norm()
+    seen = svd.reduce(y[None]).norm()
     misses = residual.norm(dim=-1) > slack * (1 + seen)
-    return torch.where(misses, -math.inf, -frame.singular.log().sum())
+    return torch.where(misses, -math.inf, -svd.singular.log().sum())
 
 
 def rank_tolerance(operator: FlatOperator, y: Any, sigma_y: float) -> float:

@@ -15,7 +15,6 @@ is killed loses the batch in flight and nothing else.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from invdiff.errors import InvdiffError
-from invdiff.files import written_whole
+from invdiff.files import atomic_write, slug
 
 if TYPE_CHECKING:
-    from invdiff.benchmark.suite import Suite
+    from invdiff.bench.suite.suite import Suite
 
 SUITE, INFO, RESULTS, IMAGES = "suite.toml", "run.json", "results.sqlite", "images"
 
@@ -168,7 +167,7 @@ class Run:
         run = cls(path)
         run._write_text(SUITE, suite.to_toml())
         run.write_info(info)
-        with written_whole(path / RESULTS) as temporary, _connection(temporary) as database:  # last: now it is a run
+        with atomic_write(path / RESULTS) as temporary, _connection(temporary) as database:  # last: now it is a run
             database.execute("PRAGMA journal_mode=WAL")
             for table in (_CELLS, _GROUPS, _UNAVAILABLE):
                 database.execute(table)
@@ -180,7 +179,7 @@ class Run:
     def suite(self) -> Suite:
         """The suite that was run, resolved. Its names are not looked up: a run can be read without its plug-ins."""
         if self._suite is None:
-            from invdiff.benchmark.suite import Suite
+            from invdiff.bench.suite.suite import Suite
 
             self._suite = Suite.from_toml(
                 (self.folder / SUITE).read_text(encoding="utf-8"), str(self.folder / SUITE), check=False
@@ -268,7 +267,7 @@ class Run:
         """Write a picture below the run folder, whole or not at all."""
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             image.save(temporary, format="PNG")
 
     # ---- inside --------------------------------------------------------------------------------------------------
@@ -286,7 +285,7 @@ class Run:
         return key
 
     def _write_text(self, name: str, text: str) -> None:
-        with written_whole(self.folder / name) as temporary:
+        with atomic_write(self.folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def _read(self, query: str) -> list[tuple[Any, ...]]:
@@ -314,11 +313,6 @@ def _connection(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 # ---- names of files ----------------------------------------------------------------------------------------------
-
-
-def slug(name: str) -> str:
-    """`name` as part of a file name: letters, digits, ``. _ + = -``; anything else becomes ``-``."""
-    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "-"
 
 
 def truth_file(image: str) -> str:

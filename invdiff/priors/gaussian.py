@@ -13,10 +13,12 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError
+from invdiff.noise import standard_normal
 
 if TYPE_CHECKING:
-    from invdiff.backbones.posterior import GaussianPosterior, Measurement
+    from invdiff.priors.posterior import GaussianPosterior, Measurement
 
 Array = Tensor | np.ndarray | Sequence[Any] | float
 Level = float | Tensor
@@ -84,7 +86,7 @@ class AnalyticBackbone(Backbone):
             return levels.to(like.device, like.dtype), (1 - levels).to(like.device, like.dtype)
         if not -1 <= int(t) < self.schedule.T:
             raise InvdiffError(f"t must lie between -1 (clean) and {self.schedule.T - 1}, got {int(t)}")
-        level = self.schedule.level(int(t))
+        level = self.schedule.alpha_bar_at(int(t))
         return level, 1 - level
 
 
@@ -211,7 +213,7 @@ class GaussianBackbone(AnalyticBackbone):
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None, *, seed: int = 0) -> Tensor:
         """`n` images of the prior, (n, C, H, W): the same for the same seed, on every device."""
-        white = standard_normal((checked_count(n), self.dimension), seed, generator).to(self.device, self.dtype)
+        white = standard_normal((whole("n", n, low=1), self.dimension), seed, generator).to(self.device, self.dtype)
         return (self._mean + self.colour(white)).reshape(-1, *self.image_shape)
 
     def log_prob(self, x: Tensor, t: int | Tensor = -1) -> Tensor:
@@ -255,7 +257,7 @@ class GaussianBackbone(AnalyticBackbone):
         Returns:
             A `GaussianPosterior`: `mean`, `variance`, `covariance`, `sample(n, seed)`, `log_prob(x)`.
         """
-        from invdiff.backbones.posterior import gaussian_posterior
+        from invdiff.priors.posterior import gaussian_posterior
 
         return gaussian_posterior(self, operator, y, sigma_y)
 
@@ -313,22 +315,6 @@ def variances(name: str, values: Tensor) -> Tensor:
     if bool((values < 0).any()):
         raise InvdiffError(f"{name} must hold variances, 0 or more; its smallest entry is {float(values.min()):.3g}")
     return values
-
-
-def checked_count(n: int) -> int:
-    """`n` as the number of samples asked for."""
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise InvdiffError(f"n must be a whole number of at least 1, got {n!r}")
-    return int(n)
-
-
-def standard_normal(shape: tuple[int, ...], seed: int, generator: torch.Generator | None = None) -> Tensor:
-    """Float64 draws on the CPU from `generator`, or from one of their own started at `seed`."""
-    if generator is None:
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise InvdiffError(f"seed must be a whole number of at least 0, got {seed!r}")
-        generator = torch.Generator().manual_seed(int(seed))
-    return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def _eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:

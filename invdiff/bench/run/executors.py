@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from invdiff.benchmark.worker import Batch, Outcome, Worker, WorkerSpec, failed
+from invdiff.bench.run.worker import Batch, Outcome, Worker, WorkerSpec, failed
 from invdiff.errors import InvdiffError, near_match
 
 EXECUTORS = ("local", "ray")

@@ -37,9 +37,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.backbones.analytic import GaussianBackbone
 from invdiff.backbones.base import Backbone
-from invdiff.benchmark.distances import (
+from invdiff.bench.posterior.distances import (
     LEVELS,
     Directions,
     Reference,
@@ -49,10 +48,11 @@ from invdiff.benchmark.distances import (
     ranks,
     uniformity,
 )
-from invdiff.benchmark.priors import Prior, learned_denoiser, make_operator, make_prior
+from invdiff.bench.posterior.priors import Prior, learned_denoiser, make_operator, make_prior
 from invdiff.errors import InvdiffError, InvdiffWarning
-from invdiff.files import written_whole
+from invdiff.files import atomic_write
 from invdiff.operators import LinearOperator
+from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.samplers.base import sampler_class
 from invdiff.solve import solve
 
@@ -650,10 +650,10 @@ def _open(folder: Path, wanted: dict[str, Any], resume: bool) -> dict[str, dict[
             )
     else:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        with written_whole(about) as temporary:
+        with atomic_write(about) as temporary:
             temporary.write_text(json.dumps({**wanted, "versions": versions, "machine": platform.machine()}, indent=1))
     rows = read_results(folder)
-    with written_whole(results) as temporary:  # without a line that was cut off
+    with atomic_write(results) as temporary:  # without a line that was cut off
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {row["key"]: row for row in rows}
 
@@ -671,7 +671,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _save_picture(path: Path, points: np.ndarray) -> None:
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.save(file, points.astype(np.float32))
 
 
@@ -716,12 +716,12 @@ def summary(out: str | os.PathLike[str], figures: bool = True) -> list[Path]:
     if not rows:
         raise InvdiffError(f"out = {str(folder)!r} holds no results yet")
     files = [folder / "summary.csv", folder / "summary.md"]
-    with written_whole(files[0]) as temporary:
+    with atomic_write(files[0]) as temporary:
         _write_csv(temporary, rows)
-    with written_whole(files[1]) as temporary:
+    with atomic_write(files[1]) as temporary:
         temporary.write_text(tables(rows), encoding="utf-8")
     if figures:
-        from invdiff.benchmark.truth_figures import draw_figures
+        from invdiff.bench.posterior.figures import draw_figures
 
         files += draw_figures(folder, rows)
     return files

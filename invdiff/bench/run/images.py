@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.benchmark.store import Run, slug, truth_file
-from invdiff.benchmark.suite import PRIOR, Suite
+from invdiff.bench.run.store import Run, truth_file
+from invdiff.bench.suite.suite import PRIOR, Suite
 from invdiff.errors import InvdiffError
+from invdiff.files import slug
 from invdiff.images import from_pil, open_image, to_pil
 from invdiff.solve import sample
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invdiff.benchmark.statistics import Ranking
-from invdiff.benchmark.tables import Point, heading, pareto_front
+from invdiff.bench.report.statistics import Ranking
+from invdiff.bench.report.tables import Point, heading, pareto_front
 from invdiff.metrics import Metric
 
 if TYPE_CHECKING:

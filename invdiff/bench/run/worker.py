@@ -19,8 +19,8 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.zoo import load_backbone
-from invdiff.benchmark.store import Record, cell_key, measured_file, restored_file
-from invdiff.benchmark.suite import SamplerEntry, Suite, Task
+from invdiff.bench.run.store import Record, cell_key, measured_file, restored_file
+from invdiff.bench.suite.suite import SamplerEntry, Suite, Task
 from invdiff.errors import InvdiffWarning
 from invdiff.images import to_pil
 from invdiff.metrics import Unavailable, forward_equivalents, get_metric

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from invdiff.benchmark.images import Reader, pictures_in
-from invdiff.benchmark.runner import finish, now, session_details
-from invdiff.benchmark.store import Record, Run, cell_key, measured_file, restored_file, truth_file
-from invdiff.benchmark.suite import SamplerEntry, Suite, Task
+from invdiff.bench.run.images import Reader, pictures_in
+from invdiff.bench.run.runner import finish, now, session_details
+from invdiff.bench.run.store import Record, Run, cell_key, measured_file, restored_file, truth_file
+from invdiff.bench.suite.suite import SamplerEntry, Suite, Task
 from invdiff.errors import InvdiffError
 from invdiff.images import from_pil
 from invdiff.metrics import METRICS, Unavailable, get_metric

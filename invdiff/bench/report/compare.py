@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from invdiff.benchmark import statistics
-from invdiff.benchmark.statistics import Paired, average_over_seeds, goodness, holm, paired, too_few
-from invdiff.benchmark.store import Record, Run
-from invdiff.benchmark.tables import COSTS, heading, metric_of, number
+from invdiff.bench.report import statistics
+from invdiff.bench.report.statistics import Paired, average_over_seeds, goodness, holm, paired, too_few
+from invdiff.bench.report.tables import COSTS, heading, metric_of, number
+from invdiff.bench.run.store import Record, Run
 from invdiff.errors import InvdiffError
 from invdiff.metrics import Metric
 

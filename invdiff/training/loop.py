@@ -1,6 +1,6 @@
 """Train a small diffusion backbone on a folder or zip of images.
 
-    from invdiff.backbones.train import train
+    from invdiff.training.loop import train
 
     backbone = train("photos.zip", "runs/mine", size=64, images=500_000)
 
@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet, replace_file
-from invdiff.backbones.images import has_split, load_images, load_splits
 from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, native_bfloat16
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import EMBEDDED, load_backbone
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
 from invdiff.images import sample_sheet
 from invdiff.options import check_options, option
+from invdiff.training.data import has_split, load_images, load_splits
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
@@ -476,7 +476,7 @@ def evaluate(backbone: Backbone, images: Tensor, *, batch: int = 32) -> float:
     t = torch.linspace(20, 980, len(x0)).round().long()
     schedule = backbone.schedule
     if len(schedule) != len(linear) or not torch.equal(schedule.alpha_bar, linear.alpha_bar):
-        t = torch.tensor([schedule.nearest(linear.level(int(i))) for i in t])
+        t = torch.tensor([schedule.nearest(linear.alpha_bar_at(int(i))) for i in t])
     errors = []
     with torch.inference_mode():
         for i in range(0, len(x0), batch):
@@ -555,7 +555,7 @@ def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float
     with torch.inference_mode():
         x = torch.randn(n, *backbone.image_shape, generator=draw).to(backbone.device, backbone.dtype)
         for t in reversed(range(steps)):
-            a, a_s = short.schedule.level(t), short.schedule.level(t - 1)
+            a, a_s = short.schedule.alpha_bar_at(t), short.schedule.alpha_bar_at(t - 1)
             x0 = short.predict(x, t).x0.clamp(-1, 1)
             eps = (x - a**0.5 * x0) / (1 - a) ** 0.5
             sigma = eta * ((1 - a_s) / (1 - a) * (1 - a / a_s)) ** 0.5

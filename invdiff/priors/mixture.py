@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from invdiff.backbones.analytic import (
+from invdiff.backbones.base import Prediction
+from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.checks import whole
+from invdiff.errors import InvdiffError
+from invdiff.noise import standard_normal
+from invdiff.priors.gaussian import (
     AnalyticBackbone,
     Array,
     Level,
-    checked_count,
     image_shape_of,
     numbers,
-    standard_normal,
     variances,
 )
-from invdiff.backbones.base import Prediction
-from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.errors import InvdiffError
 
 if TYPE_CHECKING:
-    from invdiff.backbones.posterior import AffinePrior, Measurement, MixturePosterior
+    from invdiff.priors.posterior import AffinePrior, Measurement, MixturePosterior
 
 LOG_2PI = math.log(2 * math.pi)
 FORMAT = "invdiff-gaussian-mixture-1"
@@ -217,11 +217,11 @@ class GaussianMixtureBackbone(AnalyticBackbone):
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None, *, seed: int = 0) -> Tensor:
         """`n` images of the prior, (n, C, H, W): the same for the same seed, on every device."""
-        from invdiff.backbones.posterior import chunks, pick, started
+        from invdiff.priors.posterior import chunks, pick, started
 
         generator = started(seed, generator)
         parts = []
-        for size in chunks(checked_count(n), self.dimension):
+        for size in chunks(whole("n", n, low=1), self.dimension):
             chosen = pick(self.weights, size, generator).to(self.device)
             white = standard_normal((size, self.dimension), 0, generator).to(self._means)
             z = standard_normal((size, self.rank), 0, generator).to(self._means)
@@ -261,7 +261,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
             A `MixturePosterior`: `weights`, `means`, `components`, `mean`, `variance`, `covariance`, `sample(n, seed)`,
             `log_prob(x)`.
         """
-        from invdiff.backbones.posterior import mixture_posterior
+        from invdiff.priors.posterior import mixture_posterior
 
         return mixture_posterior(self, operator, y, sigma_y)
 
@@ -339,7 +339,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
 
     def component(self, k: int) -> tuple[AffinePrior, float]:
         """Component k as ``m + T w + F z`` for `posterior`, and the number c where ``T = c I`` (0 where it isn't)."""
-        from invdiff.backbones.posterior import AffinePrior
+        from invdiff.priors.posterior import AffinePrior
 
         mean, d = self._means[k], self.dimension
 
@@ -490,7 +490,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
         Raises:
             InvdiffError: images that are no batch of finite images, too few of them, or an argument out of its range.
         """
-        from invdiff.backbones.mixture_fit import fit_mixture
+        from invdiff.priors.fit import fit_mixture
 
         found = fit_mixture(images, components, rank, seed, iterations, tolerance, noise_floor)
         shape = tuple(images.shape[1:])

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invdiff.backbones import unet
-from invdiff.backbones.checkpoints import fetch_from_hub, read_state_dict, weights_file
-from invdiff.backbones.guided_diffusion import check_labels
 from invdiff.backbones.network import PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.checkpoints import layout as unet
+from invdiff.checkpoints.files import fetch_from_hub, read_state_dict, weights_file
+from invdiff.checkpoints.guided_diffusion import check_labels
 from invdiff.errors import InvdiffError
 
 NETWORK = "UNet2DModel"

@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.benchmark.store import slug
 from invdiff.errors import InvdiffError, near_match
+from invdiff.files import slug
 from invdiff.metrics import metric_names
 from invdiff.operators import Blur, Fourier, Mask, fourier_mask, gaussian_kernel, motion_kernel, uniform_kernel
 from invdiff.operators.base import LinearOperator
@@ -168,7 +168,7 @@ class SamplerEntry:
             InvdiffError: as `resolve`; also a path that doesn't fit the number of steps.
         """
         sampler, path, path_options = self.resolve(task, image_shape)
-        clock = sampler.clock(schedule)
+        clock = sampler.respaced(schedule)
         return network_calls(sampler.path(clock) if path is None else make_path(path, len(clock), **path_options))
 
     def to_dict(self) -> dict[str, Any]:

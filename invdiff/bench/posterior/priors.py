@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from invdiff.backbones.analytic import GaussianBackbone
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.mixture import GaussianMixtureBackbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError, near_match
 from invdiff.operators import Colorization, Identity, LinearOperator, Mask, MatrixOperator, SuperResolution
+from invdiff.priors.gaussian import GaussianBackbone
+from invdiff.priors.mixture import GaussianMixtureBackbone
 
 AnalyticPrior = GaussianBackbone | GaussianMixtureBackbone
 

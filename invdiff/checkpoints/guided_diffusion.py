@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invdiff.backbones import unet
-from invdiff.backbones.checkpoints import read_state_dict
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.checkpoints import layout as unet
+from invdiff.checkpoints.files import read_state_dict
 from invdiff.errors import InvdiffError, near_match
 
 _ADM: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""Priors with a known posterior as tasks, and distances to it."""

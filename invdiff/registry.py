@@ -1,0 +1,108 @@
+"""Names -> things: the one register behind samplers, operators, backbones, formats, metrics and priors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from invdiff.checks import shown
+from invdiff.errors import InvdiffError, near_match
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Things known by name: ours, those registered by a running program, those announced by installed packages.
+
+    An installed package announces its own in its ``pyproject.toml`` under ``[project.entry-points."invdiff.KIND"]``; it is
+    imported only when it is asked for.
+
+    Args:
+        what: what one of them is called in messages, such as ``"sampler"``.
+        group: of the entry points, such as ``"invdiff.samplers"``.
+        check: raises an `InvdiffError` or returns the thing to be kept, given (name, thing).
+        plain: the form of a name in which spellings are compared; by default names are taken literally.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        group: str,
+        check: Callable[[str, Any], T] | None = None,
+        plain: Callable[[str], str] = str,
+    ) -> None:
+        self.what, self.group = what, group
+        self._check, self._plain = check, plain
+        self._items: dict[str, T] = {}
+
+    def add(self, name: str, item: Any) -> T:
+        """Make `item` known as `name`.
+
+        Raises:
+            InvdiffError: the name is empty or taken by something else, or `item` is nothing that belongs here.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise InvdiffError(f"the name of a {self.what} must be a word, got {shown(name)}")
+        item = self._check(name, item) if self._check else item
+        taken = self._find(name)
+        if taken is not None and not _same(self._items[taken], item):
+            raise InvdiffError(
+                f"a {self.what} named {taken!r} exists already ({_origin(self._items[taken])}); take another name"
+            )
+        self._items[taken or name] = item
+        return item
+
+    def remove(self, name: str) -> None:
+        """Forget `name`, for tests and notebooks that register the same thing again."""
+        self._items.pop(self._find(name) or name, None)
+
+    def get(self, name: Any) -> T:
+        """What is known as `name`.
+
+        Raises:
+            InvdiffError: nothing is; the message lists the names and the near match.
+        """
+        if isinstance(name, str):
+            found = self._find(name)
+            if found is not None:
+                return self._items[found]
+            for point in entry_points(group=self.group):
+                if self._plain(point.name) == self._plain(name):
+                    return self.add(point.name, point.load())
+        names = self.names()
+        hint = near_match(name, names) if isinstance(name, str) else ""
+        raise InvdiffError(f"{self.what} must be one of {', '.join(names)}; got {shown(name)}.{hint}")
+
+    def names(self) -> list[str]:
+        """Every name: in the order of registration, then those of installed packages."""
+        own = list(self._items)
+        return own + sorted({p.name for p in entry_points(group=self.group) if self._find(p.name) is None})
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Names and things, installed packages' included."""
+        for name in self.names():
+            yield name, self.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (
+            self._find(name) is not None
+            or any(self._plain(p.name) == self._plain(name) for p in entry_points(group=self.group))
+        )
+
+    def _find(self, name: str) -> str | None:
+        key = self._plain(name)
+        return next((known for known in self._items if self._plain(known) == key), None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """The same thing, or the same definition run again (a notebook cell)."""
+    if a is b:
+        return True
+    names = [(getattr(x, "__module__", None), getattr(x, "__qualname__", None)) for x in (a, b)]
+    return names[0] == names[1] and None not in names[0]
+
+
+def _origin(item: Any) -> str:
+    name = getattr(item, "__qualname__", type(item).__qualname__)
+    return f"{getattr(item, '__module__', None) or type(item).__module__}.{name}"
