@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from invdiff.errors import InvdiffError, near_match
+
+MOST_PIXELS = 2**28
+"""Of one picture or mask: 268 megapixels, more than any camera has. Beyond it a size is a slip of the pen."""
 
 
 def whole(name: str, value: Any, low: int | None = None, high: int | None = None, hint: str = "") -> int:
@@ -85,6 +92,71 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def array(name: str, value: Any, ndim: int | None = None, what: str = "numbers") -> Tensor:
+    """`value` as a dense, detached tensor of real numbers or truth values, on the device where it is.
+
+    Args:
+        name: of the argument.
+        value: a tensor, a NumPy array of any layout and byte order, or nested lists of numbers.
+        ndim: how many axes it must have; any by default.
+        what: it holds, for the message.
+
+    Raises:
+        InvdiffError: it is sparse, quantised, complex, without data, of words or ragged, has hidden (masked) entries, or
+            another number of axes.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise InvdiffError(
+                f"{name} has {int(np.ma.count_masked(value))} masked entries, which would be read as if they were not; fill them "
+                "(value.filled(0)) and say which pixels are known with Mask(~numpy.ma.getmaskarray(value))"
+            )
+        value = value.data
+    try:
+        found = _dense(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = None
+    if found is None or (ndim is not None and found.ndim != ndim):
+        axes = "an" if ndim is None else f"a {ndim}-dimensional"
+        got = "" if found is None else f" of shape {tuple(found.shape)}"
+        raise InvdiffError(
+            f"{name} must be {axes} array of {what}, got {_kind(value)}{got}"
+            if isinstance(value, Tensor | np.ndarray)
+            else _sentence(name, f"{axes} array of {what}", value)
+        )
+    return found
+
+
+def shape_of(name: str, value: Any, axes: str = "channels, height, width") -> tuple[int, ...]:
+    """`value` as a tuple of whole numbers of at least 1, one for each of `axes`.
+
+    Raises:
+        InvdiffError: it is none, or stands for more than `MOST_PIXELS` numbers per channel.
+    """
+    accepted = f"({axes}), whole numbers of at least 1"
+    try:
+        parts = tuple(value)
+        sizes = tuple(whole(name, part, low=1) for part in parts)
+    except (TypeError, InvdiffError):
+        raise InvdiffError(_sentence(name, accepted, value)) from None
+    if len(sizes) != axes.count(",") + 1:
+        raise InvdiffError(_sentence(name, accepted, value))
+    if math.prod(sizes[-2:]) > MOST_PIXELS:
+        raise InvdiffError(_sentence(name, f"of at most {MOST_PIXELS:,} pixels", value))
+    return sizes
+
+
+def function(name: str, value: Any, what: str = "a function") -> Callable[..., Any]:
+    """`value`, which can be called.
+
+    Raises:
+        InvdiffError: it cannot.
+    """
+    if not callable(value):
+        raise InvdiffError(_sentence(name, what, value))
+    return value
+
+
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """`value`, one of `choices`.
 
@@ -130,6 +202,37 @@ def shown(value: Any, length: int = 80) -> str:
     except Exception:  # a broken __repr__ must not hide the message
         text = f"<{type(value).__name__}>"
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _dense(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        found = value.detach()
+        if found.layout != torch.strided or found.is_quantized or found.device.type == "meta":
+            return None
+    else:
+        held = np.asarray(value)
+        if isinstance(value, str | bytes) or held.dtype.kind not in "fiub":
+            return None
+        native = held.dtype.newbyteorder("=")
+        if held.dtype.itemsize > 8 or held.dtype == np.uint64:
+            native = np.dtype(np.float64)
+        elif held.dtype in (np.uint16, np.uint32):
+            native = np.dtype(np.int64)
+        found = torch.from_numpy(held.astype(native, order="C"))
+    if found.is_complex():
+        return None
+    if found.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch can hardly compute with these
+        return found.to(torch.int64)
+    return found.float() if found.is_floating_point() and found.dtype.itemsize == 1 else found
+
+
+def _kind(value: Any) -> str:
+    """What an array is, without its numbers."""
+    if isinstance(value, Tensor):
+        layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"a {layout}tensor of {str(value.dtype).removeprefix('torch.')}{place}"
+    return f"an array of {value.dtype}"
 
 
 def _range(low: float | None, high: float | None) -> str:

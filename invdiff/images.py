@@ -52,7 +52,7 @@ _MODES = {
 }
 
 
-def open_image(source: str | Path | Image.Image, argument: str = "image") -> Image.Image:
+def open_image(source: str | os.PathLike[str] | Image.Image, argument: str = "image") -> Image.Image:
     """A PIL image in mode L or RGB, fully decoded.
 
     Raises:
@@ -89,7 +89,9 @@ def open_image(source: str | Path | Image.Image, argument: str = "image") -> Ima
     return image
 
 
-def read_image(source: str | Path | Image.Image, argument: str = "image", channels: int | None = None) -> np.ndarray:
+def read_image(
+    source: str | os.PathLike[str] | Image.Image, argument: str = "image", channels: int | None = None
+) -> np.ndarray:
     """(H, W, C) uint8 array of a picture with the wanted number of channels.
 
     A grey picture becomes three equal channels where three are wanted; a colour one whose three channels are equal

@@ -19,6 +19,7 @@ from invdiff.backbones.base import Backbone
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine, read_image
 from invdiff.operators.base import LinearOperator
+from invdiff.operators.checking import refuse_nonlinear
 from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.tensors import weighted_sum
 
@@ -93,6 +94,8 @@ def build_problem(
         )
     shape = backbone.image_shape
     wanted = tuple(operator.measurement_shape(shape))
+    if isinstance(operator, LinearOperator):
+        refuse_nonlinear(operator, shape)
     values, unit = _measurement(y, wanted, Affine.from_range(value_range), operator)
     sigma_y = _sigma(sigma_y, unit)
     operator = operator.to(backbone.device).bind(shape)

@@ -33,6 +33,7 @@ from invdiff.operators import (
     register_operator,
     uniform_kernel,
 )
+from invdiff.operators.checking import refuse_nonlinear
 
 
 @pytest.fixture(autouse=True)
@@ -477,13 +478,13 @@ def test_noise_is_that_of_the_image_and_the_seed():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: SuperResolution(0), "scale is 0"),
+        (lambda: SuperResolution(0), "scale must be .* got 0"),
         (lambda: SuperResolution(2, "bicubc"), "'bicubic'"),
         (lambda: Colorization("lumma"), "'luma'"),
         (lambda: Colorization((1, 2)), "three"),
         (lambda: Colorization((0, 0, 0)), "zero"),
         (lambda: Colorization()(torch.zeros(1, 1, 4, 4)), "1 channels"),
-        (lambda: Blur([1, 2, 3]), "2-D"),
+        (lambda: Blur([1, 2, 3]), "2-dimensional"),
         (lambda: Blur(torch.full((3, 3), torch.nan)), "NaN"),
         (lambda: Blur(uniform_kernel(9))(torch.zeros(1, 1, 8, 8)), "9x9.*8x8"),
         (lambda: gaussian_kernel(3, 0.0), "std"),
@@ -497,12 +498,13 @@ def test_noise_is_that_of_the_image_and_the_seed():
         (lambda: FunctionOperator(edges).adjoint(torch.zeros(1, 1, 4, 3)), "bind"),
         (lambda: FunctionOperator(lambda x: x.detach()).adjoint(torch.zeros(1, 1, 4, 4), (1, 4, 4)), "adjoint="),
         (lambda: FunctionOperator(torch.fft.fft2)(torch.zeros(1, 1, 4, 4)), "view_as_real"),
-        (lambda: Stack([]), "empty"),
-        (lambda: Stack([3]), "int"),
+        (lambda: Stack([]), "at least one"),
+        (lambda: Stack(Identity()), "list of at least one"),
+        (lambda: Stack([3]), "linear operator, got 3"),
         (lambda: Identity()(torch.zeros(4, 4)), r"\(B, C, H, W\)"),
         (lambda: Identity()(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), "floating"),
         (lambda: Identity()(np.zeros((1, 1, 4, 4))), "ndarray"),
-        (lambda: float("nan") * Identity(), "finite"),
+        (lambda: float("nan") * Identity(), "factor must be a number"),
         (lambda: get_operator("superresolution"), "'super_resolution'"),
         (lambda: Mask(torch.ones(4, 4))(torch.zeros(1, 3, 4, 5)), "4x4.*3x4x5"),
     ],
@@ -556,6 +558,53 @@ def test_check_finds_what_is_wrong():
     assert "<A x, y> = <x, A^T y>" in report.failures and "FAILED" in str(report)
     report = FunctionOperator(lambda x: x + 1.0).check((1, 4, 4), raise_=False)
     assert "A (a x + b z) = a A x + b A z" in report.failures
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda x: x**2, "must be linear"),
+        (lambda x: x.abs(), "must be linear"),
+        (lambda x: x + 1, "must be linear"),
+        (lambda x: x * float("nan"), "always measure alike"),
+        (lambda x: x + torch.randn(x.shape), "always measure alike"),
+        (lambda x: x - x.mean(0, keepdim=True), "every image of a batch alone"),
+        (lambda x: x @ torch.ones(3, 3), "forward must take a batch of shape .* RuntimeError"),
+        (lambda x: x["key"], "forward must take a batch"),
+        (lambda x: None, "forward must return a real tensor"),
+    ],
+)
+def test_a_function_that_is_not_linear_is_refused_before_a_run(forward, words):
+    A = FunctionOperator(forward)
+    for operator in (A, A @ Identity(), Stack([Identity(), A]), Identity() + A):
+        with pytest.raises(InvdiffError, match=words):
+            refuse_nonlinear(operator, (1, 4, 4))
+
+
+def test_a_linear_function_passes_the_probe_and_is_asked_once():
+    asked = []
+
+    def forward(x):
+        asked.append(tuple(x.shape))
+        return 0.5 * x[..., ::2] - x[..., 1::2]
+
+    A = FunctionOperator(forward)
+    refuse_nonlinear(A, (1, 4, 4))
+    count = len(asked)
+    refuse_nonlinear(A, (1, 4, 4))
+    assert 0 < count == len(asked)
+    masks = Mask(torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5)
+    refuse_nonlinear(A @ masks, (1, 4, 4))
+
+
+def test_an_operator_is_no_sequence():
+    """Where all images share it A[i] is A for every i: to go through it would never end."""
+    for loop in (list, tuple, lambda A: 3 in A):
+        with pytest.raises(TypeError):
+            loop(Identity())
+    assert torch.equal((np.float64(2) * Identity())(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 2.0))
+    with pytest.raises(InvdiffError, match="factor"):
+        Identity() / 0
 
 
 def test_registered_operators_are_found_by_name():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from invdiff.checks import real, shown
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import Eigenvalues, LinearOperator, Shape, common_batch_size
 from invdiff.operators.spectrum import Filter, on_range
@@ -31,7 +32,7 @@ def _inside(chain: LinearOperator, part: LinearOperator, call: Callable[..., Any
 
 def _check_operator(name: str, value: Any) -> None:
     if not isinstance(value, LinearOperator):
-        raise InvdiffError(f"{name} is a {type(value).__name__}, but it must be a LinearOperator.")
+        raise InvdiffError(f"{name} must be a linear operator, got {shown(value)}")
 
 
 def _bracketed(part: LinearOperator) -> str:
@@ -87,9 +88,7 @@ class Scaled(LinearOperator):
 
     def __init__(self, factor: float, operator: LinearOperator) -> None:
         _check_operator("operator", operator)
-        if not isfinite(factor):
-            raise InvdiffError(f"factor is {factor!r}, but it must be a finite number.")
-        self.factor = float(factor)
+        self.factor = real("factor", factor, -1e12, 1e12)
         self.operator = operator
         self.batch_size = operator.batch_size
         self.image_shape = operator.image_shape
@@ -299,9 +298,9 @@ class Stack(LinearOperator):
     """
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
+        if not isinstance(operators, Sequence) or isinstance(operators, str) or not operators:
+            raise InvdiffError(f"operators must be a list of at least one operator, got {shown(operators)}")
         operators = tuple(operators)
-        if not operators:
-            raise InvdiffError("operators is empty, but a stack needs at least one operator.")
         for operator in operators:
             _check_operator("operators", operator)
         self.operators = operators

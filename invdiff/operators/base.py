@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.checks import real, shape_of, shown, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.spectrum import (
     Filter,
@@ -89,6 +90,7 @@ class LinearOperator(ABC):
         rows_disjoint: Every pixel enters at most one number of the measurement, so A A^T is diagonal.
         columns_disjoint: Every number of the measurement sees at most one pixel, so A^T A is diagonal.
         channelwise: Acts on every channel alone and alike, and the measurement `(B, C, ...)` keeps them apart.
+        unverified: Its map is a user's code: `solve` probes whether it is linear before it asks a network.
         lanczos: When the generic fallback stops.
     """
 
@@ -98,7 +100,11 @@ class LinearOperator(ABC):
     rows_disjoint: bool = False
     columns_disjoint: bool = False
     channelwise: bool = False
+    unverified: bool = False
     lanczos: LanczosRule = LanczosRule()
+    __array_ufunc__ = None  # numpy leaves `number * A` to A
+    __iter__ = None  # A[i] is the operator of image i, but without end where all images share it
+    __contains__ = None
     _placed: torch.device | None = None
 
     # What a subclass writes
@@ -299,7 +305,7 @@ class LinearOperator(ABC):
 
     def bind(self, image_shape: Shape) -> LinearOperator:
         """The same operator, told the `(C, H, W)` of its images, for those whose measurement does not tell it."""
-        return self.replace(image_shape=tuple(image_shape))
+        return self.replace(image_shape=shape_of("image_shape", image_shape))
 
     @property
     def device(self) -> torch.device:
@@ -402,7 +408,7 @@ class LinearOperator(ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float) -> LinearOperator:
-        return self * (1.0 / factor)
+        return self * (1.0 / real("factor", factor)) if factor else self * real("1 / factor", float("inf"))
 
     def __neg__(self) -> LinearOperator:
         return self * -1.0
@@ -421,19 +427,16 @@ class LinearOperator(ABC):
         Returns:
             `(B, *measurement_shape)`.
         """
-        if not sigma_y >= 0:
-            raise InvdiffError(f"sigma_y is {sigma_y!r}, but a standard deviation is a number that is not negative.")
+        sigma_y = real("sigma_y", sigma_y, low=0)
         y = self(x)
         if sigma_y == 0:
             return y
-        if isinstance(seed, int | np.integer):
-            keys = [(int(seed), i) for i in range(len(y))]
+        if isinstance(seed, list | tuple | range | np.ndarray | Tensor) and getattr(seed, "ndim", 1) == 1:
+            keys = [(whole("seed", one, low=0), 0) for one in seed]
         else:
-            keys = [(int(one), 0) for one in seed]
-        if len(keys) != len(y) or any(one < 0 for one, _ in keys):
-            raise InvdiffError(
-                f"seed is {seed!r}, but it must be one int >= 0, or one for each of the {len(y)} images."
-            )
+            keys = [(whole("seed", seed, low=0), i) for i in range(len(y))]
+        if len(keys) != len(y):
+            raise InvdiffError(f"seed must be one number or one for each of the {len(y)} images, got {shown(seed)}")
         draws = []
         for key in keys:
             state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.checks import array, real, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator, Shape
 from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range
+
+MOST_SIDE = 4096
+LEAST_GAIN = 1e-6
 
 
 class Blur(LinearOperator):
@@ -23,33 +27,33 @@ class Blur(LinearOperator):
     Args:
         kernel: 2-D array or tensor, `(h, w)`; not normalised by us. `gaussian_kernel`, `uniform_kernel` and
             `motion_kernel` make the usual ones.
-        threshold: Relative size below which a singular value is zero. A larger one (1e-3) keeps the pseudo-inverse of
-            a smooth blur from amplifying noise.
+        threshold: Relative size below which a singular value is zero, 0 to 0.999999. A larger one (1e-3) keeps the
+            pseudo-inverse of a smooth blur from amplifying noise.
+
+    Raises:
+        InvdiffError: For a kernel that is not 2-D, finite and of a sum that single precision can carry.
     """
 
     kind = "blur"
     channelwise = True
 
     def __init__(self, kernel: Any, threshold: float = RELATIVE_ZERO) -> None:
-        try:
-            values = torch.as_tensor(
-                np.array(kernel.detach().cpu().numpy() if isinstance(kernel, Tensor) else kernel, dtype=float)
-            )
-        except (TypeError, ValueError) as error:
-            raise InvdiffError(
-                f"kernel is a {type(kernel).__name__}, but it must be a 2-D array of numbers."
-            ) from error
-        if values.ndim != 2 or values.numel() == 0:
-            raise InvdiffError(f"kernel has shape {tuple(values.shape)}, but it must be 2-D, (h, w).")
+        values = array("kernel", kernel, ndim=2).cpu().double()
+        if values.numel() == 0:
+            raise InvdiffError(f"kernel must have a pixel at least, got shape {tuple(values.shape)}")
         if not bool(torch.isfinite(values).all()) or not bool(values.any()):
             raise InvdiffError(
-                "kernel has NaN or infinite values, or is zero everywhere; it must be finite and not zero."
+                "kernel must be finite and not zero everywhere, got NaN or infinite values or only zeros"
             )
-        if not 0 <= threshold < 1:
-            raise InvdiffError(f"threshold is {threshold!r}, but it must be at least 0 and below 1.")
+        gain = float(values.abs().sum())
+        if not LEAST_GAIN <= gain <= 1 / LEAST_GAIN:
+            raise InvdiffError(
+                f"kernel must have absolute values that add up to {LEAST_GAIN:g} to {1 / LEAST_GAIN:g}, got {gain:.3g}: beyond "
+                "that single precision loses the image; kernel / kernel.sum() keeps its brightness"
+            )
         with torch.inference_mode(False):
             self.kernel = values.clone()
-        self.threshold = float(threshold)
+        self.threshold = real("threshold", threshold, 0, 0.999999)
 
     def _transfer(self, image_shape: Shape, like: Tensor) -> tuple[Tensor, Tensor]:
         """The half spectrum of the kernel, and its squared modulus."""
@@ -112,9 +116,7 @@ class Blur(LinearOperator):
 
 def gaussian_kernel(size: int, std: float) -> Tensor:
     """A Gaussian of standard deviation `std` pixels on `size x size` pixels, of sum one; double precision."""
-    _check_size(size)
-    if not std > 0:
-        raise InvdiffError(f"std is {std!r}, but it must be a positive number of pixels.")
+    size, std = _side(size), real("std", std, low=1e-3, high=1e6)
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
     profile = torch.exp(-0.5 * (offsets / std) ** 2)
     kernel = profile[:, None] * profile[None, :]
@@ -123,7 +125,7 @@ def gaussian_kernel(size: int, std: float) -> Tensor:
 
 def uniform_kernel(size: int) -> Tensor:
     """`size x size` equal numbers of sum one; double precision."""
-    _check_size(size)
+    size = _side(size)
     return torch.full((size, size), 1.0 / size**2, dtype=torch.float64)
 
 
@@ -136,10 +138,10 @@ def motion_kernel(size: int, intensity: float = 0.5, angle: float | None = None,
         angle: Direction of the motion at its start, in degrees from the first axis of columns; None draws one.
         seed: Of the path.
     """
-    _check_size(size)
-    if not 0 <= intensity <= 1:
-        raise InvdiffError(f"intensity is {intensity!r}, but it must be between 0 and 1.")
-    generator = np.random.default_rng(seed)
+    size, intensity = _side(size), real("intensity", intensity, 0, 1)
+    if angle is not None:
+        angle = real("angle", angle, -1e6, 1e6)
+    generator = np.random.default_rng(whole("seed", seed, low=0))
     drawn = generator.uniform(0, 360)
     steps = 16 * size
     turns = generator.normal(size=steps) * intensity * np.pi / np.sqrt(size)
@@ -158,6 +160,5 @@ def motion_kernel(size: int, intensity: float = 0.5, angle: float | None = None,
     return torch.from_numpy(kernel / kernel.sum())
 
 
-def _check_size(size: int) -> None:
-    if isinstance(size, bool) or int(size) != size or size < 1:
-        raise InvdiffError(f"size is {size!r}, but it must be an int from 1.")
+def _side(size: int) -> int:
+    return whole("size", size, 1, MOST_SIDE)

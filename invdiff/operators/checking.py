@@ -65,6 +65,44 @@ def check_operator(
     return report
 
 
+@torch.no_grad()
+def refuse_nonlinear(operator: LinearOperator, image_shape: Shape, tolerance: float = 1e-2) -> None:
+    """Probe an operator that holds a user's code on two small batches: is it linear, always the same, and image by image?
+
+    What was probed once is remembered in the operator. Those whose map is ours are taken at their word.
+
+    Raises:
+        InvdiffError: it is not.
+    """
+    if _unverified(operator):
+        operator._remembered(("linear", tuple(image_shape)), lambda: _probe(operator, tuple(image_shape), tolerance))
+
+
+def _unverified(operator: LinearOperator) -> bool:
+    return operator.unverified or any(map(_unverified, operator._parts()))
+
+
+def _probe(A: LinearOperator, image_shape: Shape, tolerance: float) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    batch = A.batch_size or 2
+    x, z = (torch.rand(batch, *image_shape, generator=generator).to(A.device) for _ in range(2))
+    first, second = A(x).clone(), A(z).clone()
+    if not _distance(A(x), first) <= tolerance:
+        raise InvdiffError(
+            f"operator must always measure alike, got two answers to one image from {A!r}: it draws at random"
+        )
+    if not _distance(A[0](x[:1]), first[:1]) <= tolerance:
+        raise InvdiffError(
+            f"operator must act on every image of a batch alone, got another answer for an image by itself from {A!r}"
+        )
+    if not _distance(A(2.0 * x - 3.0 * z), 2.0 * first - 3.0 * second) <= tolerance:
+        raise InvdiffError(
+            f"operator must be linear, A(2 x - 3 z) = 2 A(x) - 3 A(z), got another answer from {A!r}. A measurement "
+            "y = h(x) with a pseudo-inverse that is not linear is a NonlinearOperator(h, pinv)"
+        )
+    return True
+
+
 def _errors(A: LinearOperator, x: Tensor, x2: Tensor, y: Tensor, z: Tensor) -> dict[str, float]:
     def smooth(values: Tensor) -> Tensor:
         return 1.0 / (values + 0.1)
@@ -93,10 +131,10 @@ def _distance(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return float("inf")
     scale = max(float(one.norm()), float(other.norm()))
-    return float((one - other).norm()) / scale if scale > 1e-12 else 0.0
+    return 0.0 if scale <= 1e-12 else float((one - other).norm()) / scale  # NaN stays NaN
 
 
 def _gap(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> float:
     """Relative difference of the inner products `<a, b>` and `<c, d>`."""
     scale = max(float(a.norm() * b.norm()), float(c.norm() * d.norm()))
-    return abs(float((a * b).sum() - (c * d).sum())) / scale if scale > 1e-12 else 0.0
+    return 0.0 if scale <= 1e-12 else abs(float((a * b).sum() - (c * d).sum())) / scale

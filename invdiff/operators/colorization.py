@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import array, one_of, shown
+from invdiff.errors import InvdiffError
 from invdiff.operators.base import Eigenvalues, LinearOperator, Shape
 
+LEAST_WEIGHT = 1e-6
 WEIGHTS = {"mean": (1 / 3, 1 / 3, 1 / 3), "luma": (0.299, 0.587, 0.114)}
 
 
@@ -19,6 +22,9 @@ class Colorization(LinearOperator):
     Args:
         weights: `"mean"` (a third each, as in DDRM and DDNM), `"luma"` (0.299, 0.587, 0.114 of ITU-R BT.601), or
             three numbers.
+
+    Raises:
+        InvdiffError: For anything else, or weights that single precision cannot carry.
     """
 
     kind = "colorization"
@@ -27,20 +33,17 @@ class Colorization(LinearOperator):
     def __init__(self, weights: str | Sequence[float] = "mean") -> None:
         self.name = weights if isinstance(weights, str) else None
         if isinstance(weights, str):
-            if weights not in WEIGHTS:
-                raise InvdiffError(
-                    f"weights is {weights!r}, but it must be 'mean', 'luma' or three numbers."
-                    f"{near_match(weights, WEIGHTS)}"
-                )
-            weights = WEIGHTS[weights]
-        try:
-            self.weights = tuple(float(weight) for weight in weights)
-        except (TypeError, ValueError) as error:
-            raise InvdiffError(f"weights is {weights!r}, but it must be 'mean', 'luma' or three numbers.") from error
-        square = sum(weight**2 for weight in self.weights)
-        if len(self.weights) != 3 or not 0 < square < float("inf"):
-            raise InvdiffError(f"weights is {weights!r}, but it must be three finite numbers that are not all zero.")
-        self._square = Eigenvalues.equal(square)
+            given: Sequence[float] = WEIGHTS[one_of("weights", weights, WEIGHTS)]
+        else:
+            given = array("weights", weights, ndim=1).tolist() if weights is not None else ()
+        largest = max(map(abs, given), default=0.0)
+        if len(given) != 3 or not LEAST_WEIGHT <= largest <= 1 / LEAST_WEIGHT or not all(map(isfinite, given)):
+            raise InvdiffError(
+                f"weights must be {', '.join(WEIGHTS)} or three numbers that are not all zero, the largest of size "
+                f"{LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}, got {shown(weights)}"
+            )
+        self.weights = tuple(map(float, given))
+        self._square = Eigenvalues.equal(sum(weight**2 for weight in self.weights))
 
     def check_images(self, x: Tensor) -> None:
         super().check_images(x)

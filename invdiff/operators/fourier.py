@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.checks import real, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator, Shape
 from invdiff.operators.mask import _known_pixels
+from invdiff.operators.masks import checked_size
 from invdiff.operators.spectrum import Filter, on_range, slope_from_zero
 
 
@@ -31,7 +33,7 @@ class Fourier(LinearOperator):
     def __init__(self, mask: Any) -> None:
         known = _known_pixels(mask)
         if known.shape[:2] != (1, 1):
-            raise InvdiffError(f"mask has shape {tuple(known.shape)}, but the mask of frequencies must be (H, W).")
+            raise InvdiffError(f"mask must be one mask of frequencies, (H, W), got shape {tuple(known.shape)}")
         self.mask = known[0, 0]
 
     def check_images(self, x: Tensor) -> None:
@@ -103,11 +105,10 @@ def fourier_mask(
     Returns:
         Bool `(H, W)` in the layout of `torch.fft.fft2`.
     """
-    height, width = (shape, shape) if isinstance(shape, int) else shape
-    if not acceleration >= 1:
-        raise InvdiffError(f"acceleration is {acceleration!r}, but it must be at least 1.")
-    if not 0 <= center_fraction <= 1:
-        raise InvdiffError(f"center_fraction is {center_fraction!r}, but it must be between 0 and 1.")
+    height, width = checked_size(shape, "shape")
+    acceleration = real("acceleration", acceleration, low=1)
+    center_fraction = real("center_fraction", center_fraction, 0, 1)
+    seed = whole("seed", seed, low=0)
     from_zero = np.argsort(np.minimum(np.arange(width), width - np.arange(width)), kind="stable")
     low = max(1, round(center_fraction * width))
     others = np.random.default_rng(seed).permutation(from_zero[low:])[: max(0, round(width / acceleration) - low)]

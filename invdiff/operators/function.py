@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invdiff.checks import function, real, shape_of, shown, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator, Shape
 from invdiff.operators.spectrum import LanczosRule
@@ -21,18 +22,24 @@ class FunctionOperator(LinearOperator):
 
     The adjoint comes from automatic differentiation when it is not given. Filters come from a dense SVD where the
     smaller side of the matrix is at most 1024, else from Lanczos with full re-orthogonalisation. Both work in double
-    precision; a callable that takes one precision only is called in that one. Run `check((C, H, W))` once on an
-    operator of your own: it tests linearity, the adjoint and the filters.
+    precision; a callable that takes one precision only is called in that one. `solve` asks it for the images of two small
+    batches first and refuses a callable that isn't linear, draws at random or mixes the images of a batch. Run
+    `check((C, H, W))` once on an operator of your own: it also tests the adjoint and the filters.
 
     Args:
         forward: Linear, `(B, C, H, W)` to `(B, ...)`, real, acting on every image of the batch alone.
         adjoint: `(B, ...)` to `(B, C, H, W)`; None differentiates `forward`, which must then be made of torch
             operations.
         image_shape: `(C, H, W)`, needed by `adjoint` and `pinv`, whose argument does not tell it; same as `bind`.
-        tolerance: Relative change at which Lanczos stops.
-        max_iterations: Longest run of Lanczos; a run that ends there warns.
+        tolerance: Relative change at which Lanczos stops, above 0 and at most 0.1.
+        max_iterations: Longest run of Lanczos, up to 10,000; a run that ends there warns.
         name: What `repr` shows.
+
+    Raises:
+        InvdiffError: For an argument out of its range; when called, for a callable that fails or returns no real tensor.
     """
+
+    unverified = True
 
     def __init__(
         self,
@@ -44,17 +51,15 @@ class FunctionOperator(LinearOperator):
         max_iterations: int = 300,
         name: str | None = None,
     ) -> None:
-        for label, value in (("forward", forward), ("adjoint", adjoint)):
-            if not callable(value) and (label == "forward" or value is not None):
-                raise InvdiffError(f"{label} is a {type(value).__name__}, but it must be a callable on tensors.")
-        if not tolerance > 0:
-            raise InvdiffError(f"tolerance is {tolerance!r}, but it must be above 0.")
-        if int(max_iterations) != max_iterations or max_iterations < 1:
-            raise InvdiffError(f"max_iterations is {max_iterations!r}, but it must be an int from 1.")
-        self.forward = forward
-        self.given_adjoint = adjoint
-        self.image_shape = None if image_shape is None else tuple(image_shape)
-        self.lanczos = LanczosRule(tolerance=float(tolerance), max_iterations=int(max_iterations))
+        self.forward = function("forward", forward, "a function of a batch of images")
+        self.given_adjoint = None if adjoint is None else function("adjoint", adjoint, "a function of measurements")
+        self.image_shape = None if image_shape is None else shape_of("image_shape", image_shape)
+        self.lanczos = LanczosRule(
+            tolerance=real("tolerance", tolerance, above=0, high=0.1),
+            max_iterations=whole("max_iterations", max_iterations, 1, 10_000),
+        )
+        if name is not None and not isinstance(name, str):
+            raise InvdiffError(f"name must be a word, got {shown(name)}")
         self.name = name or getattr(forward, "__name__", type(forward).__name__)
 
     def to(self, device: torch.device | str) -> FunctionOperator:
@@ -76,19 +81,21 @@ class FunctionOperator(LinearOperator):
         return self._placed
 
     def apply(self, x: Tensor) -> Tensor:
-        y = _in_some_precision(self.forward, x)
+        y = _called("forward", self.forward, x)
         if not isinstance(y, Tensor) or y.is_complex() or y.ndim < 1 or y.shape[0] != x.shape[0]:
             got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise InvdiffError(
-                f"forward returned {got} for images of shape {tuple(x.shape)}, but it must return a real tensor "
-                f"({x.shape[0]}, ...); torch.view_as_real makes a complex one real."
+                f"forward must return a real tensor ({x.shape[0]}, ...) for images of shape {tuple(x.shape)}, got {got}; "
+                "torch.view_as_real makes a complex one real"
             )
         return y
 
     def apply_adjoint(self, y: Tensor, image_shape: Shape) -> Tensor:
         if self.given_adjoint is None:
             return _AdjointByAutograd.apply(y, self.forward, image_shape)  # type: ignore[no-any-return]
-        x = _in_some_precision(self.given_adjoint, y)
+        x = _called("adjoint", self.given_adjoint, y)
+        if not isinstance(x, Tensor):
+            raise InvdiffError(f"adjoint must return a tensor, got {shown(x)}")
         if tuple(x.shape) != (y.shape[0], *image_shape):
             raise InvdiffError(
                 f"adjoint returned shape {tuple(x.shape)}, but the images are {(y.shape[0], *image_shape)}."
@@ -97,6 +104,18 @@ class FunctionOperator(LinearOperator):
 
     def __repr__(self) -> str:
         return f"FunctionOperator({self.name})"
+
+
+def _called(name: str, function: Map, value: Tensor) -> Any:
+    """`function(value)`; what the caller's code raises is put into one sentence, with the shape it was called with."""
+    try:
+        return _in_some_precision(function, value)
+    except InvdiffError:
+        raise
+    except Exception as error:
+        raise InvdiffError(
+            f"{name} must take a batch of shape {tuple(value.shape)}, got {type(error).__name__}: {error}"
+        ) from error
 
 
 def _in_some_precision(function: Map, value: Tensor) -> Tensor:
@@ -121,7 +140,7 @@ class _AdjointByAutograd(torch.autograd.Function):
     def forward(y: Tensor, function: Map, image_shape: Shape) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(y.shape[0], *image_shape, dtype=y.dtype, device=y.device, requires_grad=True)
-            image = _in_some_precision(function, x)
+            image = _called("forward", function, x)
             if not image.requires_grad:
                 raise InvdiffError(
                     "forward cannot be differentiated: it leaves torch's operations, or ignores its argument. "

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from invdiff.checks import array, shown
 from invdiff.errors import InvdiffError
+from invdiff.images import read_image
 from invdiff.operators.base import Index, LinearOperator, Shape
 from invdiff.operators.spectrum import Filter, number
 
@@ -142,56 +144,34 @@ def _size(images: Tensor) -> str:
 def _known_pixels(mask: Any) -> Tensor:
     """The mask as a bool tensor `(1 or B, 1 or C, H, W)`."""
     white = 1.0
-    if isinstance(mask, str | os.PathLike):
-        try:
-            with Image.open(mask) as file:
-                file.load()
-                mask = file
-        except OSError as error:
-            raise InvdiffError(
-                f"mask is the path {os.fspath(mask)!r}, which is not a readable image: {error}"
-            ) from error
-    if isinstance(mask, Image.Image):
-        if mask.mode not in ("1", "L", "RGB"):
-            raise InvdiffError(
-                f"mask is an image of mode {mask.mode!r}, but modes 1, L and RGB are taken; use mask.convert('L')."
-            )
-        array = np.asarray(mask.convert("L") if mask.mode == "1" else mask)
+    if isinstance(mask, str | os.PathLike | Image.Image):
+        picture = read_image(mask, "mask").transpose(2, 0, 1)
         white = 255.0
-        if array.ndim == 3:
-            array = array.transpose(2, 0, 1)
-            if (array == array[:1]).all():
-                array = array[:1]
-        values = torch.from_numpy(np.array(array))
+        values = torch.from_numpy(np.array(picture[:1] if (picture == picture[:1]).all() else picture))
     elif isinstance(mask, Tensor | np.ndarray):
-        try:
-            values = torch.as_tensor(mask).detach()
-        except TypeError as error:
-            raise InvdiffError(f"mask is an array of {mask.dtype}, but it must be of bool or of numbers.") from error
+        values = array("mask", mask, what="truth values or numbers")
         if values.dtype == torch.uint8 and values.numel() and int(values.max()) == 255:
             white = 255.0
     else:
-        raise InvdiffError(
-            f"mask is a {type(mask).__name__}, but it must be a tensor, a numpy array, a PIL image or the path to one."
-        )
+        raise InvdiffError(f"mask must be a tensor, a numpy array, a PIL image or the path to one, got {shown(mask)}")
     if values.ndim not in (2, 3, 4) or values.numel() == 0:
         raise InvdiffError(
-            f"mask has shape {tuple(values.shape)}, but it must be (H, W), (1, H, W), (C, H, W), (1, 1, H, W), "
-            "(1, C, H, W), (B, 1, H, W) or (B, C, H, W)."
+            "mask must be (H, W), (1, H, W), (C, H, W), (1, 1, H, W), (1, C, H, W), (B, 1, H, W) or (B, C, H, W), "
+            f"got shape {tuple(values.shape)}"
         )
     if values.shape[-1] in (1, 3, 4) and values.ndim >= 3 and values.shape[-3] > 4:
-        raise InvdiffError(f"mask has shape {tuple(values.shape)}, with the channels last; move them first: (C, H, W).")
+        raise InvdiffError(f"mask must have its channels first, (C, H, W), got shape {tuple(values.shape)}")
     if values.dtype == torch.bool:
         known = values.clone()
     else:
         if bool(torch.isnan(values).any()):
-            raise InvdiffError("mask has NaN in it, but every pixel must be 1 (known) or 0 (missing).")
+            raise InvdiffError("mask must be 1 (known) or 0 (missing) at every pixel, got NaN")
         known = values == white
         if not bool((known | (values == 0)).all()):
             other = float(values[~(known | (values == 0))].reshape(-1)[0])
             raise InvdiffError(
-                f"mask has values other than 0 and {white:g} (one is {other:g}), but every pixel is either known "
-                f"({white:g}) or missing (0). Threshold a soft mask first, for example Mask(mask > {white / 2:g})."
+                f"mask must be {white:g} (known) or 0 (missing) at every pixel, got values other than these (one is {other:g}). "
+                f"Threshold a soft mask first, for example Mask(mask > {white / 2:g})."
             )
     with torch.inference_mode(False):
         return known.clone().reshape((1,) * (4 - known.ndim) + tuple(known.shape))

@@ -8,7 +8,7 @@ drawn anew, not copied.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, isqrt
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import MOST_PIXELS, known, one_of, real, shape_of, shown, whole
+from invdiff.errors import InvdiffError
 
 Size = int | tuple[int, int]
 
@@ -33,7 +34,7 @@ def narrow(size: Size, seed: int = 0) -> Tensor:
 
 def half(size: Size, seed: int = 0) -> Tensor:
     """The right half is missing."""
-    height, width = _checked(size)
+    height, width = checked_size(size)
     mask = torch.ones(height, width, dtype=torch.bool)
     mask[:, width // 2 :] = False
     return mask
@@ -46,8 +47,8 @@ def expand(size: Size, seed: int = 0) -> Tensor:
 
 def box(size: Size, seed: int = 0, fraction: float = 0.5) -> Tensor:
     """A box in the middle is missing, of `fraction` of each side."""
-    height, width = _checked(size)
-    _check_fraction("fraction", fraction)
+    height, width = checked_size(size)
+    fraction = real("fraction", fraction, 0, 1)
     tall, broad = round(fraction * height), round(fraction * width)
     top, left = (height - tall) // 2, (width - broad) // 2
     mask = torch.ones(height, width, dtype=torch.bool)
@@ -57,7 +58,7 @@ def box(size: Size, seed: int = 0, fraction: float = 0.5) -> Tensor:
 
 def alternating_lines(size: Size, seed: int = 0) -> Tensor:
     """Every second row is missing; the first is known."""
-    height, width = _checked(size)
+    height, width = checked_size(size)
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[::2] = True
     return mask
@@ -65,18 +66,17 @@ def alternating_lines(size: Size, seed: int = 0) -> Tensor:
 
 def super_resolve(size: Size, seed: int = 0, scale: int = 2) -> Tensor:
     """One pixel of every `scale x scale` is known, the first: what `SuperResolution(scale, "nearest")` measures."""
-    height, width = _checked(size)
-    if isinstance(scale, bool) or int(scale) != scale or scale < 1:
-        raise InvdiffError(f"scale is {scale!r}, but it must be an int from 1.")
+    height, width = checked_size(size)
+    scale = whole("scale", scale, low=1)
     mask = torch.zeros(height, width, dtype=torch.bool)
-    mask[::scale, ::scale] = True
+    mask[:: min(scale, height), :: min(scale, width)] = True
     return mask
 
 
 def random_pixels(size: Size, seed: int = 0, fraction_known: float = 0.5) -> Tensor:
     """Pixels are known at random, exactly `round(fraction_known * H * W)` of them."""
-    height, width = _checked(size)
-    _check_fraction("fraction_known", fraction_known)
+    height, width = checked_size(size)
+    fraction_known = real("fraction_known", fraction_known, 0, 1)
     known = np.zeros(height * width, dtype=bool)
     known[_generator(seed).permutation(height * width)[: round(fraction_known * height * width)]] = True
     return torch.from_numpy(known.reshape(height, width))
@@ -94,10 +94,9 @@ def scan_lines(size: Size, seed: int = 0, period: float = 0.125, widest: float =
         widest: Share of a period that is missing at the edges.
         slope: Rows that a stripe climbs per column.
     """
-    height, width = _checked(size)
-    _check_fraction("widest", widest)
-    if not period > 0:
-        raise InvdiffError(f"period is {period!r}, but it must be above 0.")
+    height, width = checked_size(size)
+    period, widest = real("period", period, above=0, high=1e6), real("widest", widest, 0, 1)
+    slope = real("slope", slope, -1e6, 1e6)
     spacing = max(period * height, 2.0)
     rows, columns = np.mgrid[:height, :width].astype(float)
     phase = ((rows + slope * columns) / spacing + _generator(seed).uniform()) % 1.0
@@ -115,12 +114,10 @@ def text(size: Size, seed: int = 0, string: str = "invdiff", lines: int | None =
         string: What is written, over and over, across the image.
         lines: How many lines; None for as many as stay legible.
     """
-    height, width = _checked(size)
-    if not isinstance(string, str) or not string.strip():
-        raise InvdiffError(f"string is {string!r}, but it must have a character in it.")
-    count = max(1, min(5, height // 14)) if lines is None else lines
-    if isinstance(count, bool) or int(count) != count or count < 1:
-        raise InvdiffError(f"lines is {lines!r}, but it must be an int from 1.")
+    height, width = checked_size(size)
+    if not isinstance(string, str) or not string.strip() or not string.isprintable() or len(string) > 1000:
+        raise InvdiffError(f"string must be a line of 1 to 1,000 characters, not all blank, got {shown(string)}")
+    count = max(1, min(5, height // 14)) if lines is None else whole("lines", lines, 1, height)
     generator = _generator(seed)
     pitch = height / count
     canvas = Image.new("L", (width, height), 255)
@@ -162,52 +159,36 @@ def make_mask(name: str, size: Size, seed: int = 0, **options: Any) -> Tensor:
     Raises:
         InvdiffError: For an unknown name, an option that the mask doesn't have, or a size that isn't positive.
     """
-    function = _MASKS.get(str(name).replace("-", "_"))
-    if function is None:
-        raise InvdiffError(
-            f"name is {name!r}, but it must be one of {', '.join(_MASKS)}.{near_match(str(name), _MASKS)}"
-        )
-    accepted = function.__code__.co_varnames[2 : function.__code__.co_argcount]
-    for option in options:
-        if option not in accepted:
-            takes = f"takes {', '.join(accepted)}" if accepted else "takes no options"
-            raise InvdiffError(
-                f"{option} is not an option of the mask {name!r}, which {takes}.{near_match(option, accepted)}"
-            )
-    return function(size, seed, **options)
+    word = name.replace("-", "_") if isinstance(name, str) else name
+    function = _MASKS[one_of("name", word, _MASKS)]
+    known(f"mask {name!r}", options, function.__code__.co_varnames[2 : function.__code__.co_argcount])
+    return function(size, whole("seed", seed, low=0), **options)
 
 
-def _checked(size: Size) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int | np.integer) else size
-    try:
-        height, width = sides
-        positive = int(height) == height >= 1 and int(width) == width >= 1
-    except (TypeError, ValueError):
-        positive = False
-    if not positive or isinstance(size, bool):
-        raise InvdiffError(f"size is {size!r}, but it must be an int from 1, or a pair (H, W) of them.")
-    return int(height), int(width)
+def checked_size(size: Size, name: str = "size") -> tuple[int, int]:
+    """(height, width) of a size written as one number or as a pair.
 
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise InvdiffError(f"{name} is {value!r}, but it must be between 0 and 1.")
+    Raises:
+        InvdiffError: it is neither, or has more than `MOST_PIXELS` pixels.
+    """
+    sides = (size, size) if isinstance(size, int | np.integer) and not isinstance(size, bool) else size
+    height, width = shape_of(name, sides, "height, width")
+    return height, width
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InvdiffError(f"seed is {seed!r}, but it must be an int >= 0.")
-    return np.random.default_rng(int(seed))
+    return np.random.default_rng(whole("seed", seed, low=0))
 
 
 def _strokes(
     size: Size, seed: int, count: tuple[int, int], width: tuple[float, float], length: tuple[float, float]
 ) -> Tensor:
     """Everything but some bent brush strokes; widths and lengths are shares of the shorter side."""
-    height, breadth = _checked(size)
+    height, breadth = checked_size(size)
     generator = _generator(seed)
     side = min(height, breadth)
     detail = max(1, ceil(256 / side))  # drawn large, so that a seed gives the same strokes at every size
+    detail = max(1, min(detail, isqrt(MOST_PIXELS // (height * breadth))))  # unless one side is thousands of the other
     canvas = Image.new("L", (breadth * detail, height * detail), 255)
     draw = ImageDraw.Draw(canvas)
     unit = side * detail

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invdiff.checks import array
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator, Shape
 from invdiff.operators.spectrum import SingularSystem
@@ -24,19 +25,12 @@ class MatrixOperator(LinearOperator):
     """
 
     def __init__(self, matrix: Any) -> None:
-        try:
-            values = torch.as_tensor(matrix).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvdiffError(
-                f"matrix is a {type(matrix).__name__}, but it must be a 2-D array of numbers."
-            ) from error
-        if values.ndim != 2 or values.numel() == 0 or values.is_complex():
-            raise InvdiffError(
-                f"matrix is {values.dtype} of shape {tuple(values.shape)}, but it must be real, of shape (m, n)."
-            )
+        values = array("matrix", matrix, ndim=2, what="real numbers")
+        if values.numel() == 0:
+            raise InvdiffError(f"matrix must have a row and a column at least, got shape {tuple(values.shape)}")
         values = values if values.is_floating_point() else values.double()
         if not bool(torch.isfinite(values).all()):
-            raise InvdiffError("matrix has NaN or infinite values, but it must be finite.")
+            raise InvdiffError("matrix must be finite, got NaN or infinite values")
         with torch.inference_mode(False):
             self.matrix = values.clone()
 

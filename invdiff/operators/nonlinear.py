@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from invdiff.checks import function, shown
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import Shape
 from invdiff.operators.spectrum import Filter
@@ -30,9 +31,9 @@ class NonlinearOperator:
     batch_size = None
 
     def __init__(self, forward: Callable[[Tensor], Tensor], pinv: Callable[[Tensor], Tensor], name: str = "h") -> None:
-        if not callable(forward) or not callable(pinv):
-            raise InvdiffError("NonlinearOperator takes two functions: forward and its pseudo-inverse")
-        self._forward, self._pinv, self.name = forward, pinv, name
+        self._forward = function("forward", forward, "a function of a batch of images")
+        self._pinv = function("pinv", pinv, "a function of measurements, the pseudo-inverse of forward")
+        self.name = str(name)
 
     def __call__(self, x: Tensor) -> Tensor:
         """h(x)."""
@@ -78,8 +79,27 @@ class NonlinearOperator:
         return self._forward(x)
 
     def measurement_shape(self, image_shape: Shape) -> Shape:
-        """Shape of h's output for an image (C, H, W), without the batch."""
-        return tuple(self._forward(torch.zeros(1, *image_shape)).shape[1:])
+        """Shape of h's output for an image (C, H, W), without the batch.
+
+        Raises:
+            InvdiffError: h or h^+ fails there, or h^+ doesn't lead back to images.
+        """
+        y = self._tried("forward", self._forward, torch.zeros(1, *image_shape))
+        x = self._tried("pinv", self._pinv, y)
+        if tuple(x.shape) != (1, *image_shape):
+            raise InvdiffError(f"pinv must return images of shape {(1, *image_shape)}, got {tuple(x.shape)}")
+        return tuple(y.shape[1:])
+
+    @staticmethod
+    def _tried(name: str, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        try:
+            result = function(value)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InvdiffError(f"{name} must take a batch of shape {tuple(value.shape)}, got {what}") from error
+        if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(value):
+            raise InvdiffError(f"{name} must return a tensor ({len(value)}, ...), got {shown(result)}")
+        return result
 
     def bind(self, image_shape: Shape) -> NonlinearOperator:
         """Itself: its functions know their shapes."""

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import one_of, whole
 from invdiff.operators.base import Eigenvalues, LinearOperator, Shape
 from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range
 
 KERNELS = ("nearest", "box", "bicubic")
+MOST_SCALE = 4096
 
 
 class SuperResolution(LinearOperator):
@@ -26,8 +27,11 @@ class SuperResolution(LinearOperator):
     pixels that they have. A measurement's image is taken to be s times as large; `bind((C, H, W))` says otherwise.
 
     Args:
-        scale: s, an int from 1.
+        scale: s, a whole number from 1 to 4096.
         kernel: One of the three above.
+
+    Raises:
+        InvdiffError: For another scale or kernel.
 
     Source: the operators of Kawar et al., Denoising Diffusion Restoration Models (NeurIPS 2022).
     """
@@ -35,14 +39,8 @@ class SuperResolution(LinearOperator):
     kind = "super_resolution"
 
     def __init__(self, scale: int, kernel: str = "nearest") -> None:
-        if isinstance(scale, bool) or int(scale) != scale or scale < 1:
-            raise InvdiffError(f"scale is {scale!r}, but it must be an int from 1.")
-        if kernel not in KERNELS:
-            raise InvdiffError(
-                f"kernel is {kernel!r}, but it must be one of {', '.join(KERNELS)}.{near_match(str(kernel), KERNELS)}"
-            )
-        self.scale = int(scale)
-        self.kernel = kernel
+        self.scale = whole("scale", scale, 1, MOST_SCALE)
+        self.kernel = one_of("kernel", kernel, KERNELS)
         self.rows_disjoint = kernel != "bicubic"
         self.columns_disjoint = kernel == "nearest"
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.checks import real, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import Eigenvalues, LinearOperator, Shape
 
@@ -31,12 +32,8 @@ class WalshHadamard(LinearOperator):
     channelwise = True
 
     def __init__(self, ratio: float = 0.5, seed: int = 0) -> None:
-        if not 0 < ratio <= 1:
-            raise InvdiffError(f"ratio is {ratio!r}, but it must be above 0 and at most 1.")
-        if int(seed) != seed or seed < 0:
-            raise InvdiffError(f"seed is {seed!r}, but it must be an int >= 0.")
-        self.ratio = float(ratio)
-        self.seed = int(seed)
+        self.ratio = real("ratio", ratio, above=0, high=1)
+        self.seed = whole("seed", seed, low=0)
         self._unit = Eigenvalues.equal(1.0)
 
     def apply(self, x: Tensor) -> Tensor:
