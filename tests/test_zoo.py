@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from invdiff import registry
 from invdiff.backbones import NetworkBackbone, NoiseSchedule, zoo
 from invdiff.backbones.haar import DESCRIPTION, WEIGHTS, Description, HaarUNet
 from invdiff.backbones.zoo import backbone_names, load_backbone, register_backbone
@@ -20,7 +21,7 @@ def shelf(tmp_path, monkeypatch):
     network = HaarUNet.new(Description(name="squares", image_shape=(3, 8, 8)), channels=(16,), layers=1)
     network.save(tmp_path / "weights" / "squares", precision="bfloat16")
     monkeypatch.setattr(zoo, "EMBEDDED", tmp_path / "weights")
-    monkeypatch.setattr(zoo, "_registered", {})
+    monkeypatch.setattr(zoo.BACKBONES, "_items", {})
     return tmp_path / "weights"
 
 
@@ -58,7 +59,7 @@ def test_unknown_names_are_answered_with_the_near_one(shelf):
 
 def test_a_folder_without_a_backbone_says_what_was_looked_for(shelf, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvdiffError, match="holds no backbone"):
+    with pytest.raises(InvdiffError, match=r"no backbone of a known format.*diffusers: it holds no config\.json"):
         load_backbone(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(InvdiffError, match="is no backbone"):
@@ -87,7 +88,7 @@ def test_an_announced_loader_is_found(shelf, monkeypatch):
         def load(self):
             return lambda **options: NetworkBackbone(lambda x, t: x, image_shape=(3, 8, 8), name="theirs")
 
-    monkeypatch.setattr(zoo, "entry_points", lambda group: [Point()] if group == "invdiff.backbones" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "invdiff.backbones" else [])
     assert "theirs" in backbone_names()
     assert load_backbone("theirs").name == "theirs"
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,10 @@ from torch import Tensor, nn
 
 from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.unet import build, unet_class
+from invdiff.checks import one_of, shown, whole
 from invdiff.errors import InvdiffError, near_match
-from invdiff.files import atomic_write
+from invdiff.files import atomic_write, check_sha256, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -121,10 +124,16 @@ class Description:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            hint = near_match(self.prediction, PREDICTIONS)
-            raise InvdiffError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}.{hint}")
-        object.__setattr__(self, "image_shape", tuple(int(n) for n in self.image_shape))
+        one_of("prediction", self.prediction, PREDICTIONS)
+        shape = self.image_shape
+        if not isinstance(shape, list | tuple) or len(shape) != 3:
+            raise InvdiffError(f"image_shape must be (channels, height, width), got {shown(shape)}")
+        object.__setattr__(self, "image_shape", tuple(whole("image_shape", n, 1, 1 << 16) for n in shape))
+        if not isinstance(self.name, str) or not isinstance(self.haar, bool) or not isinstance(self.schedule, dict):
+            raise InvdiffError(
+                f"a description has a name (a word), haar (true or false) and a schedule (a dictionary), got {shown(self.name)}, "
+                f"{shown(self.haar)} and {shown(self.schedule)}"
+            )
 
     def noise_schedule(self) -> NoiseSchedule:
         """The schedule of the training.
@@ -134,10 +143,13 @@ class Description:
         """
         arguments = dict(self.schedule)
         kind = arguments.pop("kind", "linear")
-        if kind not in _SCHEDULES:
-            known = ", ".join(_SCHEDULES)
-            raise InvdiffError(f"schedule kind must be one of {known}; got {kind!r}.{near_match(kind, _SCHEDULES)}")
-        return _SCHEDULES[kind](**arguments)
+        one_of("schedule kind", kind, _SCHEDULES)
+        if "T" in arguments:
+            whole("schedule T", arguments["T"], 1, 1_000_000)
+        try:
+            return _SCHEDULES[kind](**arguments)
+        except TypeError as error:
+            raise InvdiffError(f"schedule of kind {kind!r} does not take {shown(arguments)}: {error}") from error
 
     @classmethod
     def read(cls, folder: str | Path) -> Description:
@@ -147,12 +159,17 @@ class Description:
             InvdiffError: no ``invdiff.json``, or one that cannot be read.
         """
         path = Path(folder) / DESCRIPTION
+        if not path.is_file():
+            raise InvdiffError(f"{folder} holds no {DESCRIPTION}: it wasn't saved by `invdiff train`")
+        values = read_json(path)
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", str(values.get("sha256", ""))):
+            raise InvdiffError(
+                f"{path} must hold the sha256 of the weights, 64 hexadecimal digits, got {shown(values.get('sha256'))}; "
+                "if you changed the weights on purpose, save them with HaarUNet.save"
+            )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        except FileNotFoundError:
-            raise InvdiffError(f"{folder} holds no {DESCRIPTION}: it wasn't saved by `invdiff train`") from None
-        except (OSError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise InvdiffError(f"{path} cannot be read: {error}") from error
 
     def write(self, folder: str | Path) -> None:
@@ -204,8 +221,6 @@ class HaarUNet(nn.Module):
         Raises:
             InvdiffError: a size that cannot be halved as often as there are resolutions.
         """
-        from diffusers import UNet2DModel
-
         description = description or Description()
         C, height, width = description.image_shape
         fold = 2 if description.haar else 1
@@ -216,7 +231,7 @@ class HaarUNet(nn.Module):
                 f"{' behind the Haar transform' if description.haar else ''}, got {height}x{width}"
             )
         attends = [min(height, width) // fold // 2**level <= attention for level in range(len(channels))]
-        unet = UNet2DModel(
+        unet: Any = unet_class()(
             sample_size=height // fold if height == width else (height // fold, width // fold),
             in_channels=C * fold**2,
             out_channels=C * fold**2,
@@ -228,7 +243,7 @@ class HaarUNet(nn.Module):
             norm_num_groups=math.gcd(32, *channels),
             dropout=dropout,
         )
-        return cls(cast(nn.Module, unet), description)
+        return cls(unet, description)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The prediction for noisy images `x`, (B, C, H, W), at times `t`, long (B,): float32, of the shape of x."""
@@ -268,20 +283,18 @@ class HaarUNet(nn.Module):
         Raises:
             InvdiffError: a missing file, or weights that don't match their checksum or their configuration.
         """
-        from diffusers import UNet2DModel
-        from safetensors.torch import load
+        from safetensors.torch import load_file
 
         folder = Path(folder)
         description = Description.read(folder)
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise InvdiffError(f"{folder} is incomplete: {name} is missing")
+        check_sha256(folder / WEIGHTS, description.sha256)
+        unet = build(read_json(folder / CONFIG), folder / CONFIG)
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            content = (folder / WEIGHTS).read_bytes()
-        except FileNotFoundError as error:
-            raise InvdiffError(f"{folder} is incomplete: {Path(error.filename).name} is missing") from None
-        check_sha256(folder / WEIGHTS, content, description.sha256)
-        unet = UNet2DModel.from_config(config)
-        try:
-            unet.load_state_dict({k: v.float() for k, v in load(content).items()})
+            state = {k: v.to(torch.float32, copy=True) for k, v in load_file(folder / WEIGHTS).items()}
+            unet.load_state_dict(state, assign=True)
         except Exception as error:
             raise InvdiffError(f"{folder / WEIGHTS} does not hold the weights of {folder / CONFIG}: {error}") from error
         return cls(unet, description).eval()
@@ -308,21 +321,6 @@ class HaarUNet(nn.Module):
             device=device,
             copy=copy,
             **options,
-        )
-
-
-def check_sha256(path: Path, content: bytes, expected: str) -> None:
-    """Compare a file's content with the checksum written beside it; an empty `expected` is not checked.
-
-    Raises:
-        InvdiffError: they differ.
-    """
-    found = hashlib.sha256(content).hexdigest()
-    if expected and found != expected:
-        raise InvdiffError(
-            f"{path} is damaged: its SHA-256 is {found[:16]}..., {DESCRIPTION} says {expected[:16]}... "
-            f"({len(content):,} bytes read). Download or install it again; if you changed the weights "
-            "on purpose, save them with HaarUNet.save."
         )
 
 

@@ -5,14 +5,25 @@ Knows `backbones` and, behind a function call, diffusers. `load_backbone`, `cli`
 
 from invdiff.checkpoints.ddpm import load_ddpm
 from invdiff.checkpoints.diffusers import load_diffusers
-from invdiff.checkpoints.files import KnownCheckpoint, download, known_checkpoints
+from invdiff.checkpoints.edm import EDMPickle
+from invdiff.checkpoints.formats import FORMATS, Format, load_checkpoint, register_format
 from invdiff.checkpoints.guided_diffusion import load_guided_diffusion
+from invdiff.checkpoints.known import KnownCheckpoint, download, known_checkpoints
+from invdiff.checkpoints.mixture import load_mixture
+from invdiff.checkpoints.trained import Trained
 
 __all__ = [
+    "FORMATS",
+    "EDMPickle",
+    "Format",
     "KnownCheckpoint",
+    "Trained",
     "download",
     "known_checkpoints",
+    "load_checkpoint",
     "load_ddpm",
     "load_diffusers",
     "load_guided_diffusion",
+    "load_mixture",
+    "register_format",
 ]

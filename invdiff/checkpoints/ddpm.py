@@ -10,14 +10,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.unet import build
 from invdiff.checkpoints import layout as unet
-from invdiff.checkpoints.files import read_state_dict
+from invdiff.checkpoints.formats import TensorFormat, call, register_format
+from invdiff.checkpoints.reading import read_state_dict
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError
 
 
@@ -30,6 +35,7 @@ class DDPMConfig:
         channels: channels of each level, finest first.
         num_res_blocks: residual blocks per level.
         attended: for each level, whether attention (one head) follows its blocks.
+        resamp_with_conv: whether convolutions change the resolution, instead of averaging and repeating pixels.
     """
 
     in_channels: int
@@ -37,6 +43,7 @@ class DDPMConfig:
     channels: tuple[int, ...]
     num_res_blocks: int
     attended: tuple[bool, ...]
+    resamp_with_conv: bool = True
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], path: Path) -> DDPMConfig:
@@ -60,6 +67,7 @@ class DDPMConfig:
             channels=tuple(state[f"down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
             num_res_blocks=_count(state, r"down\.0\.block\.(\d+)\."),
             attended=tuple(_count(state, rf"down\.{i}\.attn\.(\d+)\.") > 0 for i in range(levels)),
+            resamp_with_conv=levels == 1 or "down.0.downsample.conv.weight" in state,
         )
 
     def network(self) -> nn.Module:
@@ -70,7 +78,7 @@ class DDPMConfig:
         """
         if any(c % 32 for c in self.channels):
             raise InvdiffError(f"the channels of every level must be multiples of 32, the file has {self.channels}")
-        return unet.build(
+        network: Any = build(
             {
                 "in_channels": self.in_channels,
                 "out_channels": self.out_channels,
@@ -86,6 +94,15 @@ class DDPMConfig:
                 "norm_eps": 1e-6,
             }
         )
+        if not self.resamp_with_conv:
+            from diffusers.models.downsampling import Downsample2D
+            from diffusers.models.upsampling import Upsample2D
+
+            for down in network.down_blocks[:-1]:
+                down.downsamplers = nn.ModuleList([Downsample2D(down.downsamplers[0].channels)])
+            for up in network.up_blocks[:-1]:
+                up.upsamplers = nn.ModuleList([Upsample2D(up.upsamplers[0].channels)])
+        return network
 
     def modules(self) -> Iterator[tuple[str, str]]:
         """``(theirs, ours)``, names of the same module in the file and in diffusers' network."""
@@ -99,19 +116,29 @@ class DDPMConfig:
                 yield from _residual(f"down.{level}.block.{i}", f"{down}.resnets.{i}")
                 if attended:
                     yield from _attention(f"down.{level}.attn.{i}", f"{down}.attentions.{i}")
-            if level < levels - 1:
+            if level < levels - 1 and self.resamp_with_conv:
                 yield f"down.{level}.downsample.conv", f"{down}.downsamplers.0.conv"
             for i in range(self.num_res_blocks + 1):
                 yield from _residual(f"up.{level}.block.{i}", f"{up}.resnets.{i}")
                 if attended:
                     yield from _attention(f"up.{level}.attn.{i}", f"{up}.attentions.{i}")
-            if level > 0:
+            if level > 0 and self.resamp_with_conv:
                 yield f"up.{level}.upsample.conv", f"{up}.upsamplers.0.conv"
         yield from _residual("mid.block_1", "mid_block.resnets.0")
         yield from _attention("mid.attn_1", "mid_block.attentions.0")
         yield from _residual("mid.block_2", "mid_block.resnets.1")
         yield "norm_out", "conv_norm_out"
         yield "conv_out", "conv_out"
+
+
+@register_format("ddpm")
+class DDPM(TensorFormat):
+    """A file of the DDPM network, of any suffix."""
+
+    present = ("conv_in.weight", "temb.dense.0.weight", "mid.block_1.conv1.weight")
+
+    def load(self, path: Path, **options: Any) -> Backbone:
+        return call(load_ddpm, "ddpm", path, options)
 
 
 def load_ddpm(
@@ -143,9 +170,9 @@ def load_ddpm(
 
     Source: the layout of github.com/ermongroup/ddim, `models/diffusion.py`.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise InvdiffError(f"image_size must be a whole number of at least 1, got {image_size!r}")
+    whole("image_size", image_size, 1, 1 << 16)
     state = read_state_dict(path, sha256=sha256)
+    state.pop("logvar", None)  # of `type: bayesian`: variances that the network itself doesn't use
     file = Path(path).expanduser()
     config = DDPMConfig.infer(state, file)
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):

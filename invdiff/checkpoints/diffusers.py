@@ -8,7 +8,6 @@ backbone = load_diffusers(unet, scheduler=scheduler)
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.unet import build
 from invdiff.checkpoints import layout as unet
-from invdiff.checkpoints.files import fetch_from_hub, read_state_dict, weights_file
+from invdiff.checkpoints.formats import Format, call, register_format
 from invdiff.checkpoints.guided_diffusion import check_labels
+from invdiff.checkpoints.known import fetch_from_hub
+from invdiff.checkpoints.reading import folder_weights, read_json, read_state_dict
 from invdiff.errors import InvdiffError
 
 NETWORK = "UNet2DModel"
@@ -30,6 +33,22 @@ _ACCEPTED = (
     "the name of a repository on the hub (owner/name), a folder, a pipeline of unet and scheduler, or a UNet2DModel"
 )
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+@register_format("diffusers")
+class DiffusersFolder(Format):
+    """A folder with a network's ``config.json`` or a pipeline's ``model_index.json``."""
+
+    def matches(self, path: Path) -> str | None:
+        if not path.is_dir():
+            return "it is a file, not a folder in diffusers' format"
+        if (path / "invdiff.json").is_file():
+            return "it has an invdiff.json: it was written by `invdiff train`"
+        named = ("config.json", "model_index.json", "unet/config.json")
+        return None if any((path / n).is_file() for n in named) else "it holds no config.json and no model_index.json"
+
+    def load(self, path: Path, **options: Any) -> Backbone:
+        return call(load_diffusers, "diffusers", path, options)
 
 
 def load_diffusers(
@@ -251,7 +270,7 @@ def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
     """Network and scheduler configuration of a folder; both layouts of pipelines, with sub-folders and flat."""
     index = folder / "model_index.json"
     if index.is_file():
-        listed = _json(index)
+        listed = read_json(index)
         classes = {k: str(v[1]) for k, v in listed.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
         if "unet" not in classes:
             raise InvdiffError(
@@ -263,33 +282,31 @@ def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
         raise InvdiffError(
             f"source {folder} has no config.json and no unet/config.json: no folder in diffusers' format"
         )
-    config = _json(place / "config.json")
+    config = read_json(place / "config.json")
     kind = config.get("_class_name", NETWORK)
     if kind != NETWORK:
         raise InvdiffError(f"source {folder} holds a {kind}; supported is the unconditional, pixel-space {NETWORK}")
     network = _network(place, config)
     for file in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if file.is_file():
-            return network, _json(file)
+            return network, read_json(file)
     return network, {}
 
 
 def _network(place: Path, config: dict[str, Any]) -> nn.Module:
-    file = weights_file(place)
-    if file is None:
+    files = folder_weights(place)
+    if not files:
         raise InvdiffError(
-            f"source {place} has no weights: expected diffusion_pytorch_model.safetensors or .bin of that name"
+            f"source {place} has no weights: expected diffusion_pytorch_model.safetensors or .bin of that name, or an index "
+            "and its shards"
         )
-    state = read_state_dict(file)
-    model: Any = unet.unet_class()
-    try:
-        with torch.device("meta"):
-            network = model.from_config(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InvdiffError(f"source {place / 'config.json'} does not describe a {NETWORK}: {error}") from error
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= read_state_dict(file)
+    network = build(config, f"source {place / 'config.json'}")
     names = [n for n, _ in network.named_parameters()]
     entries = [unet.Entry(_old_name(n) if n not in state and _old_name(n) in state else n, (n,)) for n in names]
-    return unet.fill(network, entries, state, file, lambda: f"Do config.json and {file.name} belong together?")
+    return unet.fill(network, entries, state, files[0], lambda: f"Do config.json and {files[0].name} belong together?")
 
 
 def _old_name(name: str) -> str:
@@ -297,13 +314,3 @@ def _old_name(name: str) -> str:
     for new, old in _OLD_NAMES.items():
         name = name.replace(f".{new}.", f".{old}.")
     return name
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvdiffError(f"source {file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InvdiffError(f"source {file} must hold a dictionary, got {type(content).__name__}")
-    return content

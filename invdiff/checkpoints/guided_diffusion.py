@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.unet import build
 from invdiff.checkpoints import layout as unet
-from invdiff.checkpoints.files import read_state_dict
+from invdiff.checkpoints.formats import TensorFormat, register_format
+from invdiff.checkpoints.reading import read_state_dict
 from invdiff.errors import InvdiffError, near_match
 
 _ADM: dict[str, Any] = {
@@ -180,7 +183,7 @@ class UNetConfig:
         levels = [2**i in self.attention_resolutions for i in range(len(self.channels))]
         plain = "Resnet{}sampleBlock2D" if self.resblock_updown else "{}Block2D"
         resample = "resnet" if self.resblock_updown else "conv"
-        network = unet.build(
+        network = build(
             {
                 "sample_size": self.image_size,
                 "in_channels": self.in_channels,
@@ -231,6 +234,16 @@ class UNetConfig:
             return rows.chunk(3, 0)
         size = self.head_size(rows.shape[0] // 3)
         return tuple(part.flatten(0, 1) for part in rows.unflatten(0, (-1, 3, size)).unbind(1))
+
+
+@register_format("guided-diffusion")
+class GuidedDiffusion(TensorFormat):
+    """A file of guided-diffusion or improved-diffusion."""
+
+    present = ("input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight", "output_blocks.0.0.in_layers.0.weight")
+
+    def load(self, path: Path, **options: Any) -> Backbone:
+        return load_guided_diffusion(path, **options)  # names the options that it doesn't know itself
 
 
 def load_guided_diffusion(

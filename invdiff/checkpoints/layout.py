@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,43 +30,6 @@ class Entry:
     split: Split | None = None
 
 
-def unet_class() -> type[nn.Module]:
-    """diffusers' `UNet2DModel`, imported also where torchvision is broken.
-
-    diffusers imports torchvision, which this network doesn't use, wherever a package of that name is installed; a build
-    that doesn't match torch raises there. It is then imported once more without.
-
-    Raises:
-        InvdiffError: diffusers cannot be imported either way.
-    """
-    try:
-        from diffusers.models.unets.unet_2d import UNet2DModel
-    except Exception as first:  # a RuntimeError from torch's operator registry, an ImportError, an OSError
-        try:
-            from diffusers.utils import import_utils
-
-            import_utils._torchvision_available = False
-            from diffusers.models.unets.unet_2d import UNet2DModel
-        except Exception as error:
-            raise InvdiffError(
-                f"diffusers cannot be imported ({first}). Install it (pip install 'diffusers>=0.32'); if the message "
-                "names torchvision, the pair of torch and torchvision doesn't match: install both together."
-            ) from error
-    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_meant)
-    return UNet2DModel
-
-
-def _is_meant(record: logging.LogRecord) -> bool:
-    """False for diffusers 0.42's warning, at every change of precision, of an empty list of modules to leave alone."""
-    return "should be kept in float32: []" not in record.getMessage()
-
-
-def build(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a configuration of diffusers, with shapes but without memory for its weights (the meta device)."""
-    with torch.device("meta"):
-        return unet_class()(**config)
-
-
 def shapes(network: nn.Module, entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
     """The shape that every tensor of the file must have; trailing ones (1x1 convolutions) are left out.
 
@@ -87,10 +48,10 @@ def shapes(network: nn.Module, entries: Iterable[Entry]) -> dict[str, tuple[int,
 def fill(
     network: nn.Module, entries: list[Entry], state: Mapping[str, Tensor], path: Path, hint: Callable[[], str]
 ) -> nn.Module:
-    """Give a network from `build` its weights in float32. Nothing keeps pointing into the file.
+    """Give a network without memory, from `backbones.unet.build`, its weights in float32. Nothing keeps pointing into the file.
 
     Args:
-        network: of `build`.
+        network: of `backbones.unet.build`.
         entries: which tensor fills which parameters.
         state: the tensors of the file, of any floating type.
         path: the file, for messages.

@@ -1,213 +1,19 @@
-"""Checkpoint files: read without running them, recognised when broken, and where the known ones are published."""
+"""Public checkpoints: where they are published, under which licence, and how they are fetched."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
 import re
 import sys
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
+from invdiff.checkpoints.reading import first_line, folder_weights
 from invdiff.errors import InvdiffError, near_match
+from invdiff.files import check_sha256
 
-StateDict = dict[str, Tensor]
-
-AVERAGED = ("ema_state_dict", "model_ema", "params_ema", "ema")
-WEIGHTS = ("state_dict", "model_state_dict", "model", "params", "net", "network", "unet")
-_ORDINARY = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
-LAYOUTS = "a .safetensors file, or a .pt/.pth/.ckpt/.bin file of torch.save that holds tensors only"
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before a name is declared out of reach."""
-
-
-# ---- reading ------------------------------------------------------------------------------------------------
-
-
-def read_state_dict(path: str | os.PathLike[str], *, sha256: str | None = None) -> StateDict:
-    """The tensors of a checkpoint by name, on the CPU, in the file's own precision. No code in the file is ever run.
-
-    The format is recognised by the content, not by the name. Wrappers are taken off: a dictionary or list that holds
-    the weights beside an optimizer, and the prefix ``module.`` of a data-parallel run. Where a file holds the same
-    weights twice, raw and averaged over the training, the averaged ones are taken: a model samples with those.
-
-    Args:
-        path: a safetensors file or what `torch.save` writes (zip or legacy).
-        sha256: checksum of the file in hexadecimal; compared first when given.
-
-    Returns:
-        name -> tensor. Those of zip and safetensors files are mapped from the disk, so copy before the file goes.
-
-    Raises:
-        InvdiffError: no such file, a folder, an empty, truncated or text file, a pickle that holds code, no weights in
-            it, or another checksum.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise InvdiffError(
-            f"path must be the path of a checkpoint file, got {type(path).__name__}; accepted: {LAYOUTS}"
-        )
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise InvdiffError(
-            f"path {file} is a folder, expected {LAYOUTS}; folders in diffusers' format go to load_diffusers"
-        )
-    if not file.is_file():
-        raise InvdiffError(f"path {file} does not exist{_neighbours(file)}; expected {LAYOUTS}")
-    if sha256 is not None:
-        check_sha256(file, sha256)
-    with file.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
-        raise InvdiffError(f"path {file} is an empty file, expected {LAYOUTS}; was its download cut off?")
-    if _is_text(head):
-        raise InvdiffError(f"path {file} is {_kind_of_text(head)}, expected {LAYOUTS}")
-    if head[8:9] == b"{":
-        content: Any = _read_safetensors(file)
-    else:
-        content = _read_torch(file, head)
-    return _bare(_weights(content, file))
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file in hexadecimal, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def check_sha256(path: str | os.PathLike[str], expected: str) -> None:
-    """Compare the checksum of a file.
-
-    Raises:
-        InvdiffError: it is another one; the message has both.
-    """
-    found = sha256_of(path)
-    if found != expected.strip().lower():
-        raise InvdiffError(
-            f"sha256 of {path} is {found}, expected {expected}: the file is damaged or another one; get it again"
-        )
-
-
-def _neighbours(file: Path) -> str:
-    """``": the folder holds a.pt, b.pt"`` for a file that isn't there, so that a typing error is seen at once."""
-    if not file.parent.is_dir():
-        return f": there is no folder {file.parent}"
-    suffixes = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-    names = sorted(f.name for f in file.parent.iterdir() if f.suffix in suffixes)
-    if not names:
-        return ""
-    return f".{near_match(file.name, names)} The folder holds {', '.join(names[:5])}"
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        text = head[: len(head) // 4 * 4 or len(head)].decode("utf-8", errors="strict")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # not merely a character cut in two
-            return False
-        text = head[: error.start].decode("utf-8")
-    return all(c.isprintable() or c in "\r\n\t\f" for c in text)
-
-
-def _kind_of_text(head: bytes) -> str:
-    text = head.decode("utf-8", errors="replace").strip()
-    if text.startswith("version https://git-lfs"):
-        return "a pointer that git-lfs left in place of the real file (run `git lfs pull`, or download the file itself)"
-    if text[:15].lower().startswith(("<!doctype", "<html", "<?xml", "<head")):
-        return "a web page (the download gave a page instead of the file; open the address in a browser)"
-    line = text.splitlines()[0][:40] if text else ""
-    return f"a text file that starts with {line!r}"
-
-
-def _read_safetensors(file: Path) -> StateDict:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InvdiffError(f"path {file} is a damaged or truncated safetensors file ({error}); get it again") from error
-
-
-def _read_torch(file: Path, head: bytes) -> Any:
-    zipped = zipfile.is_zipfile(file)
-    if head.startswith(b"PK\x03\x04") and not zipped:
-        size = file.stat().st_size
-        raise InvdiffError(
-            f"path {file} is truncated: its table of contents, at the end, is missing ({size:,} bytes are there); "
-            "get it again"
-        )
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error))
-        if found and not any(name.startswith(found[1]) for name in _ORDINARY):  # else: a name cut in two
-            raise InvdiffError(
-                f"path {file} is a pickle that holds code or objects besides tensors ({found[1]}): refused, because "
-                f"reading it would run it. Accepted is {LAYOUTS}. If you trust the file, open it in the project that "
-                "made it and save model.state_dict() again."
-            ) from None
-        raise InvdiffError(
-            f"path {file} is no checkpoint, or a damaged one ({_first_line(error)}); accepted is {LAYOUTS}"
-        ) from error
-    except Exception as error:  # what a broken file raises depends on where it is broken
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise InvdiffError(
-            f"path {file} is damaged, truncated or no checkpoint ({reason}); accepted is {LAYOUTS}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "no message"
-
-
-def _is_state_dict(content: Any) -> bool:
-    if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
-        return False
-    kinds = [isinstance(v, Tensor) for v in content.values()]
-    scalars = [isinstance(v, int | float | str | bool | type(None)) for v in content.values()]
-    return any(kinds) and all(k or s for k, s in zip(kinds, scalars, strict=True))
-
-
-def _weights(content: Any, file: Path) -> StateDict:
-    """The state dict inside the wrappers of training scripts."""
-    if _is_state_dict(content):
-        return {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    if isinstance(content, Mapping):
-        for key in (*AVERAGED, *WEIGHTS):
-            if isinstance(content.get(key), Mapping | list | tuple) and content[key]:
-                return _weights(content[key], file)
-        held = ", ".join(repr(k) for k in list(content)[:8]) or "nothing"
-        raise InvdiffError(
-            f"path {file} holds no weights: its entries are {held}; looked for {', '.join((*AVERAGED, *WEIGHTS))}"
-        )
-    if isinstance(content, list | tuple):
-        found = [_weights(c, file) for c in content if _is_state_dict(c)]
-        if found:  # [model, optimizer, epoch, step, averaged model]: the last set with the names of the first
-            names = _bare(found[0]).keys()
-            return [c for c in found if _bare(c).keys() == names][-1]
-    raise InvdiffError(f"path {file} holds a {type(content).__name__} and no weights; accepted is {LAYOUTS}")
-
-
-def _bare(state: StateDict) -> StateDict:
-    """Without the prefixes of data-parallel and compiled modules."""
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(k.startswith(prefix) for k in state):
-            return _bare({k[len(prefix) :]: v for k, v in state.items()})
-    return state
-
-
-# ---- what is published where --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -432,7 +238,7 @@ def fetch_from_hub(repo: str, *, folder: str | os.PathLike[str] | None = None, f
     except Exception as error:  # whatever the client's transport raises
         if type(error).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "HFValidationError"):
             raise InvdiffError(
-                f"name {repo!r} is no public repository on the hub ({_first_line(error)}). {by_hand}"
+                f"name {repo!r} is no public repository on the hub ({first_line(error)}). {by_hand}"
             ) from error
         raise InvdiffError(
             f"name {repo!r} is not in the cache and the hub is out of reach ({type(error).__name__}). {by_hand}"
@@ -444,7 +250,7 @@ def fetch_from_hub(repo: str, *, folder: str | os.PathLike[str] | None = None, f
         return Path(huggingface_hub.snapshot_download(repo, local_dir=target, allow_patterns=_wanted(names)))
     except Exception as error:
         raise InvdiffError(
-            f"the download of {repo!r} broke off ({type(error).__name__}: {_first_line(error)}); call again to resume. "
+            f"the download of {repo!r} broke off ({type(error).__name__}: {first_line(error)}); call again to resume. "
             f"{by_hand}"
         ) from error
 
@@ -452,7 +258,9 @@ def fetch_from_hub(repo: str, *, folder: str | os.PathLike[str] | None = None, f
 def _wanted(names: list[str]) -> list[str]:
     """Configurations, and the weights of the network in one format, safetensors where it is published."""
     configs = [n for n in names if n.endswith((".json", ".txt")) or n.upper().endswith(("README.MD", "LICENSE"))]
-    weights = [n for n in names if re.fullmatch(r"(unet/)?diffusion_pytorch_model\.(safetensors|bin)", n)]
+    weights = [
+        n for n in names if re.fullmatch(r"(unet/)?diffusion_pytorch_model(-\d{5}-of-\d{5})?\.(safetensors|bin)", n)
+    ]
     safe = [n for n in weights if n.endswith(".safetensors")]
     return configs + (safe or weights)
 
@@ -467,14 +275,8 @@ def _cached(repo: str, file: str | None) -> Path | None:
         found = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
     except Exception:  # not there, or only in part
         return None
-    return found if weights_file(found) is not None else None
-
-
-def weights_file(folder: Path) -> Path | None:
-    """The network's weights in a folder in diffusers' format, or in its ``unet``; safetensors first."""
-    for place in (folder / "unet", folder):
-        for suffix in ("safetensors", "bin"):
-            for variant in ("", ".fp16"):
-                if (file := place / f"diffusion_pytorch_model{variant}.{suffix}").is_file():
-                    return file
-    return None
+    places = (found / "unet", found)
+    try:
+        return found if any(folder_weights(place) for place in places) else None
+    except InvdiffError:  # an interrupted download
+        return None

@@ -1,0 +1,31 @@
+"""Folders written by `invdiff train`: a network, its configuration and a description with the checksum of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from invdiff.backbones.base import Backbone
+from invdiff.backbones.haar import CONFIG, DESCRIPTION, HaarUNet
+from invdiff.backbones.network import NetworkBackbone
+from invdiff.checkpoints.formats import Format, accepted_options, register_format
+from invdiff.checks import known
+
+
+@register_format("invdiff")
+class Trained(Format):
+    """A folder with ``invdiff.json`` and ``config.json``."""
+
+    def matches(self, path: Path) -> str | None:
+        if not path.is_dir():
+            return "it is a file, not a folder written by `invdiff train`"
+        for name in (DESCRIPTION, CONFIG):
+            if not (path / name).is_file():
+                return f"it holds no {name} (written by `invdiff train`)"
+        return None
+
+    def load(self, path: Path, **options: Any) -> Backbone:
+        # What the folder says itself is no option.
+        names = set(accepted_options(NetworkBackbone)) - {"schedule", "image_shape", "prediction", "learned_variance"}
+        known("format invdiff", options, sorted(names))
+        return HaarUNet.load(path).backbone(**options)
