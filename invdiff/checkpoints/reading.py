@@ -218,7 +218,9 @@ def _read_torch(file: Path, head: bytes) -> Any:
     if zipped:
         _check_unpacked(file)
     try:
-        with warnings.catch_warnings():  # of pickle protocols that torch.save doesn't write: the message below says more
+        with (
+            warnings.catch_warnings()
+        ):  # of pickle protocols that torch.save doesn't write: the message below says more
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
