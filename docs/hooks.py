@@ -151,15 +151,13 @@ def traits(name: str) -> str:
     from invdiff.samplers import sampler_class
 
     cls = sampler_class(name)
-    calls = cls().network_calls(NoiseSchedule.linear())
+    cost = cls().cost(NoiseSchedule.linear())
     rows = [
         ["class", f"[`invdiff.{cls.__name__}`](%UP%api/samplers.md)"],
-        ["network calls with the defaults", f"{calls:,}"],
+        ["network calls with the defaults", f"{cost.calls:,}"],
         [
             "gradient through the network",
-            "one vector-Jacobian product per call"
-            if cls.uses_gradient
-            else "none",
+            f"{cost.vjps:,} vector-Jacobian products" if cost.vjps else "none",
         ],
         [
             "noise in the measurement",

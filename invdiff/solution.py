@@ -37,6 +37,7 @@ class Solution:
         x: (N, C, H, W) float tensor on the CPU, unclamped, in `value_range`. With several samples per measurement
             N = B * n_samples, image by image.
         nfe: network calls per image.
+        vjps: vector-Jacobian products of the network per image.
         seconds: wall-clock time of the run.
         timesteps: the network's own time of every call.
         settings: everything needed to run it again: sampler and its fields, backbone, operator, seed, ...
@@ -55,6 +56,7 @@ class Solution:
     n_samples: int = 1
     value_range: tuple[float, float] = (0.0, 1.0)
     trajectory: list[Frame] = field(default_factory=list, repr=False)
+    vjps: int = 0
 
     @property
     def samples(self) -> Tensor:

@@ -7,7 +7,6 @@ import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ from invdiff.operators.base import LinearOperator
 from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
-from invdiff.samplers.base import Progress, Sampler, sampler_class, samplers_that
+from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samplers_that
 from invdiff.samplers.guidance import Guidance, as_guidance
-from invdiff.samplers.paths import PATHS, make_path, network_calls
+from invdiff.samplers.paths import PATHS, make_path
 from invdiff.samplers.presets import preset
 from invdiff.samplers.unconditional import Unconditional
 from invdiff.solution import Frame, Solution, in_range
@@ -112,6 +111,7 @@ def solve(
 
     frames: list[Frame] = []
     every = int(keep_trajectory)
+    calls: list[int] = []
     pieces, started = [], time.perf_counter()
     batches = list(torch.arange(len(keys)).split(batch_size))
     with progress_bar(method.name, len(batches) * (len(times) - 1), progress) as advance:
@@ -131,6 +131,7 @@ def solve(
                 if first is None
                 else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
             )
+            record = Record()
             pieces.append(
                 method.run(
                     problem.select(images) if len(keys) > 1 else problem,
@@ -140,8 +141,10 @@ def solve(
                     times=times,
                     guidance=terms,
                     on_step=on_step,
+                    record=record,
                 ).cpu()
             )
+            calls = max(calls, record.calls, key=len)
     seconds = time.perf_counter() - started
     restored = torch.cat(pieces)
     if model.bounded and float(restored.abs().max()) > 10:
@@ -155,9 +158,10 @@ def solve(
     shown = Affine.from_range((low, high))
     return Solution(
         x=in_range(restored, shown),
-        nfe=network_calls(times),
+        nfe=len(calls),
         seconds=seconds,
-        timesteps=[schedule.timestep(t) for t, s in pairwise(times) if s < t],
+        timesteps=calls,
+        vjps=method.cost(model.schedule, times).vjps,
         settings={
             "sampler": method.name,
             **{f.name: getattr(method, f.name) for f in dataclasses.fields(method)},

@@ -144,7 +144,7 @@ def test_a_set_too_small_for_fid_gives_no_number():
 
 
 def test_a_gradient_call_costs_two_and_a_half():
-    assert (forward_equivalents(100, True), forward_equivalents(100, False)) == (250, 100)
+    assert (forward_equivalents(100, 100), forward_equivalents(100, 0), forward_equivalents(30, 90)) == (250, 100, 165)
 
 
 def test_the_register():

@@ -13,7 +13,7 @@ from conftest import FEW_STEPS, SHAPE, operators
 import invdiff as iv
 from invdiff import InvdiffError, solve
 from invdiff.samplers import jumps, network_calls, plain, sampler_class, samplers_that, travel
-from invdiff.samplers.base import ddim_coefficients
+from invdiff.samplers.integrators import ddim_coefficients
 
 
 def quiet_solve(*args, **kwargs):

@@ -946,7 +946,7 @@ def measured() -> Any:
                 if name == "ddnm+" and sigma == 0:
                     continue  # there it is DDNM
                 answer = solve(A, y, name, backbone=b, sigma_y=sigma, seed=0, **options)
-                calls = answer.nfe * (2.5 if invdiff.samplers.sampler_class(name).uses_gradient else 1)
+                calls = answer.nfe + 1.5 * answer.vjps
                 table.append(
                     _row(
                         task, sigma, name, answer.x, truths, A, y, answer.nfe, calls, ssim, answer.seconds / len(truths)

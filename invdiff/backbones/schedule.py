@@ -147,7 +147,8 @@ class NoiseSchedule:
                 (DDIM: 0, k, 2k, ... with k = T / n), ``"trailing"`` (the last time kept, then down in steps of T / n),
                 ``"quad"`` (DiffPIR: denser towards the clean end, where beyond n = T / 2 whole numbers
                 coincide and fewer are kept), ``"uniform"`` (DiffPIR: down from the last time
-                in steps of T // n, and 0).
+                in steps of T // n, and 0), ``"karras"`` (Karras et al., 2022, eq. 5: evenly in the seventh root of
+                sigma = sqrt((1 - alpha_bar) / alpha_bar), each at its nearest time that is not taken yet).
 
         Raises:
             InvdiffError: `n` out of range or an unknown spacing.
@@ -158,7 +159,7 @@ class NoiseSchedule:
             raise InvdiffError(
                 f"unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}.{near_match(spacing, _SPACINGS)}"
             )
-        kept = torch.tensor(sorted(set(_SPACINGS[spacing](int(n), self.T))))
+        kept = torch.tensor(sorted(set(_SPACINGS[spacing](int(n), self))))
         levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
         return NoiseSchedule(levels, self.timesteps[kept], self.chain)
 
@@ -180,7 +181,8 @@ def _length(T: int) -> int:
     return int(T)
 
 
-def _respaced(n: int, T: int) -> list[int]:
+def _respaced(n: int, schedule: NoiseSchedule) -> list[int]:
+    T = schedule.T
     if n == 1:
         return [T - 1]
     stride, kept, current = (T - 1) / (n - 1), [], 0.0
@@ -190,15 +192,17 @@ def _respaced(n: int, T: int) -> list[int]:
     return kept
 
 
-def _leading(n: int, T: int) -> list[int]:
-    return [i * T // n for i in range(n)]
+def _leading(n: int, schedule: NoiseSchedule) -> list[int]:
+    return [i * schedule.T // n for i in range(n)]
 
 
-def _trailing(n: int, T: int) -> list[int]:
+def _trailing(n: int, schedule: NoiseSchedule) -> list[int]:
+    T = schedule.T
     return [round(T - i * T / n) - 1 for i in range(n)]
 
 
-def _quad(n: int, T: int) -> list[int]:
+def _quad(n: int, schedule: NoiseSchedule) -> list[int]:
+    T = schedule.T
     if n == 1:
         return [T - 1]
     stride = T**2 / (n - 1)
@@ -207,14 +211,38 @@ def _quad(n: int, T: int) -> list[int]:
     return [T - 1 - i for i in taken]
 
 
-def _uniform(n: int, T: int) -> list[int]:
+def _uniform(n: int, schedule: NoiseSchedule) -> list[int]:
+    T = schedule.T
     return [T - 1 - i * (T // n) for i in range(n)] + [0]
 
 
-_SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
+_MOST_SIGMA = 160.0  # beyond it nothing is left of an image; the linear schedule ends at 157, a cosine one at 20,000
+
+
+def _karras(n: int, schedule: NoiseSchedule) -> list[int]:
+    T, rho = schedule.T, 7
+    levels = schedule.alpha_bar[:T]
+    sigma = ((1 - levels) / levels).sqrt()
+    last = max(n - 1, int((sigma <= _MOST_SIGMA).sum()) - 1)
+    if n == 1:
+        return [last]
+    low, high = float(sigma[0]) ** (1 / rho), float(sigma[last]) ** (1 / rho)
+    wanted = torch.linspace(low, high, n, dtype=torch.float64) ** rho
+    nearest = (sigma[: last + 1].log()[None] - wanted.log()[:, None]).abs().argmin(1).tolist()
+    kept: list[int] = []
+    for i, t in enumerate(nearest):  # distinct: each above the one before, and below those that have to follow
+        kept.append(min(max(t, kept[-1] + 1 if kept else 0), last - (n - 1 - i)))
+    return kept
+
+
+_SPACINGS: dict[str, Callable[[int, NoiseSchedule], list[int]]] = {
     "respaced": _respaced,
     "leading": _leading,
     "trailing": _trailing,
     "quad": _quad,
     "uniform": _uniform,
+    "karras": _karras,
 }
+
+SPACINGS = tuple(_SPACINGS)
+"""The names that `NoiseSchedule.respaced` knows."""

@@ -26,12 +26,12 @@ def list_samplers() -> None:
     schedule = NoiseSchedule.linear()
     for name in sampler_names():
         cls = sampler_class(name)
-        calls = cls().network_calls(schedule)
+        cost = cls().cost(schedule)
         traits = [
             "models noise in y" if cls.handles_noise else "for noise-free y",
             *(["A x = y where noise-free"] if cls.consistent else []),
-            f"{calls:,} network calls per image"
-            + (", each with a vector-Jacobian product" if cls.uses_gradient else ""),
+            f"{cost.calls:,} network calls per image"
+            + (f" and {cost.vjps:,} vector-Jacobian products" if cost.vjps else ""),
         ]
         say(f"[bold]{name}[/]  {'; '.join(traits)}")
         say(f"  [dim]{cls.paper}[/]")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from invdiff.metrics.base import Metric, register_metric
 
-GRADIENT_CALL = 2.5
-"""Forward calls that a network call with a vector-Jacobian product takes: the call itself, and a backward pass at about
-1.5 (it needs no gradients of the weights)."""
+BACKWARD_CALL = 1.5
+"""Forward calls that a vector-Jacobian product takes: a backward pass needs no gradients of the weights."""
+
+GRADIENT_CALL = 1 + BACKWARD_CALL
+"""Forward calls that a network call with one vector-Jacobian product takes."""
 
 
-def forward_equivalents(nfe: int, gradient: bool) -> float:
-    """Cost in forward calls: `nfe` network calls, each `GRADIENT_CALL` where the method differentiates the network.
+def forward_equivalents(nfe: int, vjps: int) -> float:
+    """Cost in forward calls of `nfe` network calls and `vjps` vector-Jacobian products, at `BACKWARD_CALL` each.
 
-    Comparing by network calls alone flatters the samplers with a gradient (PiGDM, MCG, DPS).
+    Comparing by network calls alone flatters the samplers with gradients (PiGDM, MCG, DPS; MMPS with several per call).
     """
-    return float(nfe * (GRADIENT_CALL if gradient else 1.0))
+    return nfe + BACKWARD_CALL * vjps
 
 
 register_metric(Metric("nfe", "network calls", "lower", "", "run", "network calls per image", decimals=0))
@@ -28,7 +30,7 @@ register_metric(
         "lower",
         "calls",
         "run",
-        "cost in forward calls; a gradient call counts 2.5",
+        "cost in forward calls; a vector-Jacobian product counts 1.5",
         decimals=0,
     )
 )

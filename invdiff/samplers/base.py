@@ -1,4 +1,4 @@
-"""What all samplers share: hyper-parameters, the loop along a path, and the steps that several papers use."""
+"""What all samplers share: hyper-parameters, the loop along a path, and the products that several papers use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
-from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.schedule import SPACINGS, NoiseSchedule
 from invdiff.checks import shown
 from invdiff.errors import DivergenceError, InvdiffError, near_match
 from invdiff.noise import Draw, NoiseSource
@@ -24,6 +24,7 @@ from invdiff.problem import Problem
 from invdiff.registry import Registry
 from invdiff.samplers import paths
 from invdiff.samplers.guidance import Guidance, GuidedBackbone
+from invdiff.samplers.integrators import INTEGRATORS, OWN, Integrator, Move, integrator_named
 from invdiff.tensors import weighted_sum
 
 # ---- one step's report ------------------------------------------------------------------------------------------
@@ -54,6 +55,56 @@ class Progress:
     x0: Tensor
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes per image.
+
+    Attributes:
+        calls: network calls.
+        vjps: vector-Jacobian products of the network.
+        trials: further calls at most, where a method repeats what didn't help.
+    """
+
+    calls: int
+    vjps: int = 0
+    trials: int = 0
+
+
+@dataclass
+class Record:
+    """What a run leaves behind beside its result.
+
+    Attributes:
+        calls: the network's own time of every call, in order.
+        details: what a sampler has to tell, by name; see `RecordedBackbone.record`.
+    """
+
+    calls: list[int] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class RecordedBackbone(Backbone):
+    """A backbone that keeps a list of its calls; to a sampler it is one like any other."""
+
+    def __init__(self, backbone: Backbone, record: Record) -> None:
+        self.backbone, self.record = backbone, record
+        self.schedule, self.image_shape = backbone.schedule, backbone.image_shape
+        self.name, self.bounded = backbone.name, backbone.bounded
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
+        first = int(t.flatten()[0]) if isinstance(t, Tensor) else t
+        self.record.calls.append(self.schedule.timestep(first))
+        return self.backbone.predict(x_t, t)
+
+
 # ---- the loop ---------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +113,10 @@ class Sampler(ABC):
     """A method: the times it keeps, its path through them, and one step down.
 
     A sampler is a frozen dataclass whose fields are its hyper-parameters. To write one, give `step` and, where the
-    method differs from the common way, `respaced`, `path`, `first_state`, `before_call`, `renoise`, `finish`.
+    method differs from the common way, `respaced`, `path`, `first_state`, `before_call`, `renoise`, `finish`. One that
+    only says what x0 is, given x_t and y, is an `Estimator`; one with a `step` that can also be told to leave it to an
+    integrator has an `estimate` and a field ``integrator`` besides, ``"own"`` by default. A field ``spacing`` says which times
+    of the schedule are kept.
     """
 
     steps: int = option(100, "times kept of the schedule", low=1)
@@ -81,7 +135,7 @@ class Sampler(ABC):
 
     def respaced(self, schedule: NoiseSchedule) -> NoiseSchedule:
         """The times that are kept."""
-        return schedule.respaced(self.steps, self.default_spacing)
+        return schedule.respaced(self.steps, getattr(self, "spacing", self.default_spacing))
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
         """The times visited, from the first to -1, for a schedule made by `respaced`."""
@@ -104,6 +158,14 @@ class Sampler(ABC):
         Returns:
             x_s and the network's clean estimate, both (B, C, H, W).
         """
+
+    def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        """``E[x0 | x_t, y]`` as the method sees it, (B, C, H, W), for an integrator to go on with. One network call."""
+        raise NotImplementedError(f"{type(self).__name__} has no estimate of x0 given y: it steps in its own way")
+
+    def products(self) -> int:
+        """Vector-Jacobian products of the network per call."""
+        return 1 if self.uses_gradient else 0
 
     def renoise(self, x_t: Tensor, x0: Tensor, t: int, s: int, backbone: Backbone, noise: Draw) -> Tensor:
         """A step up from t to s > t: one forward step, ``sqrt(a_s/a_t) x_t + sqrt(1 - a_s/a_t) n``.
@@ -133,9 +195,25 @@ class Sampler(ABC):
                     f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
                 )
 
+    def stepper(self) -> Integrator | None:
+        """The integrator that takes the steps; None where the sampler has its own."""
+        name = getattr(self, "integrator", OWN)
+        return None if name == OWN else integrator_named(name)
+
+    def asked(self, times: Sequence[int]) -> list[int]:
+        """The times of all network calls along a path, in order: known before a run."""
+        stepper = self.stepper()
+        down = [(t, s) for t, s in pairwise(times) if s < t]
+        return [t for t, _ in down] if stepper is None else [u for t, s in down for u in stepper.asks(t, s)]
+
+    def cost(self, schedule: NoiseSchedule, times: Sequence[int] | None = None) -> Cost:
+        """What a run takes per image on the full schedule `schedule`, along the sampler's own path or `times`."""
+        calls = len(self.asked(self.path(self.respaced(schedule)) if times is None else times))
+        return Cost(calls, calls * self.products())
+
     def network_calls(self, schedule: NoiseSchedule) -> int:
         """Network calls per image on the full schedule `schedule`, known before a run."""
-        return paths.network_calls(self.path(self.respaced(schedule)))
+        return self.cost(schedule).calls
 
     def run(
         self,
@@ -147,6 +225,7 @@ class Sampler(ABC):
         times: Sequence[int] | None = None,
         guidance: Sequence[Guidance] = (),
         on_step: Callable[[Progress], Any] | None = None,
+        record: Record | None = None,
     ) -> Tensor:
         """Walk the path and return the restoration, (B, C, H, W), unclamped, model range.
 
@@ -158,6 +237,7 @@ class Sampler(ABC):
             times: another path over the kept times.
             guidance: extra terms, see `Guidance`.
             on_step: called after every move.
+            record: is told of every network call.
 
         Raises:
             DivergenceError: the state went non-finite.
@@ -167,19 +247,30 @@ class Sampler(ABC):
         times = self.path(schedule) if times is None else list(times)
         if guidance:
             backbone = GuidedBackbone(backbone, tuple(guidance))
+        record = Record() if record is None else record
+        backbone = RecordedBackbone(backbone, record)
+        stepper = self.stepper()
+
+        def ask(x_t: Tensor, t: int) -> Tensor:
+            return self.estimate(x_t, t, problem, backbone)
+
         check_every = 1 if problem.y.device.type == "cpu" else 16
         with no_gradient(inference=not (self.uses_gradient or guidance)):
             x = self.first_state(problem, backbone, times[0], noise.at(-1)) if x_init is None else x_init
-            x0, nfe = x, 0
+            x0, previous = x, None
             for k, (t, s) in enumerate(pairwise(times)):
                 draw = noise.at(k)
                 if s > t:
-                    x = self.renoise(x, x0, t, s, backbone, draw)
+                    x, previous = self.renoise(x, x0, t, s, backbone, draw), None
                 else:
-                    if nfe > 0:
+                    if record.calls:
                         x = self.before_call(x, t, problem, backbone, draw)
-                    x, x0 = self.step(x, t, s, problem, backbone, draw)
-                    nfe += 1
+                    if stepper is None:
+                        x, x0 = self.step(x, t, s, problem, backbone, draw)
+                    else:
+                        x0 = ask(x, t)
+                        x = stepper.step(Move(x, x0, t, s, schedule, draw, previous, ask))
+                        previous = (t, x0)
                 if (k % check_every == 0 or k == len(times) - 2) and not finite(x):
                     raise DivergenceError(
                         f"{self.name} diverged: the state is not finite after move {k + 1} of {len(times) - 1} "
@@ -187,9 +278,33 @@ class Sampler(ABC):
                         f"settings: {self}"
                     )
                 if on_step is not None:
-                    on_step(Progress(k, len(times) - 1, t, s, schedule.timestep(t) if s < t else None, nfe, x, x0))
+                    timestep = schedule.timestep(t) if s < t else None
+                    on_step(Progress(k, len(times) - 1, t, s, timestep, len(record.calls), x, x0))
             x = self.finish(x, problem)
         return x.clone()
+
+
+@dataclass(frozen=True)
+class Estimator(Sampler):
+    """A sampler that says what the clean image is and leaves the steps to an integrator: to write one, give `estimate`."""
+
+    steps: int = option(30, "times kept of the schedule", low=1)
+    integrator: str = option(
+        "dpm++2m", "how the state goes on from the estimate; heun asks twice a step", choices=tuple(INTEGRATORS)
+    )
+    spacing: str = option("karras", "which times of the schedule are kept", choices=SPACINGS)
+
+    @abstractmethod
+    def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        """``E[x0 | x_t, y]``, (B, C, H, W). One network call."""
+
+    def step(
+        self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """One step by itself, without the memory of a multistep integrator, which the loop has."""
+        x0 = self.estimate(x_t, t, problem, backbone)
+        move = Move(x_t, x0, t, s, backbone.schedule, noise, None, lambda x, u: self.estimate(x, u, problem, backbone))
+        return integrator_named(self.integrator).step(move), x0
 
 
 def finite(x: Tensor) -> bool:
@@ -202,49 +317,29 @@ def no_gradient(inference: bool) -> AbstractContextManager:
     return torch.inference_mode() if inference else torch.no_grad()
 
 
-# ---- steps that several papers share ----------------------------------------------------------------------------
-
-
-def ancestral(
-    x_t: Tensor, x0: Tensor, t: int, s: int, schedule: NoiseSchedule, log_variance: Tensor | None, noise: Draw
-) -> Tensor:
-    """One ancestral step of DDPM (Ho et al., 2020, eq. 6-7): a draw from ``q(x_s | x_t, x0)``.
-
-    The variance is the network's where it learned one (for neighbouring times), else the posterior variance. No noise
-    is added at the last step.
-    """
-    a_t, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
-    beta = 1 - a_t / a_s
-    x = weighted_sum((a_s**0.5 * beta / (1 - a_t), x0), ((a_t / a_s) ** 0.5 * (1 - a_s) / (1 - a_t), x_t))
-    if s < 0:
-        return x
-    if log_variance is not None and s == t - 1:
-        return x.addcmul_(torch.exp(0.5 * log_variance), noise("step"))
-    return x.add_(noise("step"), alpha=(beta * (1 - a_s) / (1 - a_t)) ** 0.5)
-
-
-def ddim_coefficients(a_t: float, a_s: float, eta: float) -> tuple[float, float]:
-    """``(c1, c2)`` of ``x_s = sqrt(a_s) x0 + c1 n + c2 eps`` (Song et al., 2021, eq. 12 and 16)."""
-    c1 = eta * ((1 - a_t / a_s) * (1 - a_s) / (1 - a_t)) ** 0.5
-    return c1, max(0.0, 1 - a_s - c1**2) ** 0.5
+# ---- what several papers share ----------------------------------------------------------------------------------
 
 
 def estimate_with_pullback(
-    backbone: Backbone, x_t: Tensor, t: int, clip: bool = False
+    backbone: Backbone, x_t: Tensor, t: int, clip: bool = False, products: int = 1
 ) -> tuple[Prediction, Tensor, Callable[[Tensor], Tensor]]:
-    """The clean estimate and the vector-Jacobian product of x0(x_t): one forward, one backward, no second forward.
+    """The clean estimate and the vector-Jacobian product of x0(x_t): one forward, one backward a product, no second forward.
 
     Returns:
         The prediction (detached), its x0 (clipped to [-1, 1] if `clip`; no gradient flows where it clips), and
-        ``pullback(v) = (d x0 / d x_t)^T v``, to be called once.
+        ``pullback(v) = (d x0 / d x_t)^T v``, to be called `products` times; the graph is freed by the last.
     """
     with torch.enable_grad():
         x = x_t.detach().requires_grad_()
         prediction = backbone.predict(x, t)
         x0 = prediction.x0.clamp(-1, 1) if clip else prediction.x0
 
+    left = products
+
     def pullback(v: Tensor) -> Tensor:
-        return torch.autograd.grad(x0, x, v)[0]
+        nonlocal left
+        left -= 1
+        return torch.autograd.grad(x0, x, v, retain_graph=left > 0)[0]
 
     variance = None if prediction.log_variance is None else prediction.log_variance.detach()
     return Prediction(prediction.x0.detach(), prediction.eps.detach(), variance), x0.detach(), pullback

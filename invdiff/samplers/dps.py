@@ -11,7 +11,8 @@ from invdiff.backbones.base import Backbone
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, ancestral, estimate_with_pullback, register_sampler
+from invdiff.samplers.base import Sampler, estimate_with_pullback, register_sampler
+from invdiff.samplers.integrators import ancestral
 
 
 def residual_direction(y: Tensor, problem: Problem, x0: Tensor) -> Tensor:

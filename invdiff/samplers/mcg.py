@@ -11,8 +11,9 @@ from invdiff.backbones.base import Backbone
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, ancestral, estimate_with_pullback, register_sampler
+from invdiff.samplers.base import Sampler, estimate_with_pullback, register_sampler
 from invdiff.samplers.dps import residual_direction
+from invdiff.samplers.integrators import ancestral
 
 
 @register_sampler("mcg")

@@ -12,7 +12,8 @@ from invdiff.backbones.base import Backbone
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, ddim_coefficients, estimate_with_pullback, inverse, register_sampler
+from invdiff.samplers.base import Sampler, estimate_with_pullback, inverse, register_sampler
+from invdiff.samplers.integrators import ddim_coefficients
 from invdiff.tensors import weighted_sum
 
 

@@ -12,7 +12,8 @@ from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, ancestral, register_sampler
+from invdiff.samplers.base import Sampler, register_sampler
+from invdiff.samplers.integrators import ancestral
 from invdiff.samplers.paths import jumps
 
 

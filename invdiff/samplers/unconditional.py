@@ -11,7 +11,8 @@ from invdiff.backbones.base import Backbone, Prediction
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, ancestral, ddim_coefficients, register_sampler
+from invdiff.samplers.base import Sampler, register_sampler
+from invdiff.samplers.integrators import ancestral, ddim_coefficients
 from invdiff.tensors import weighted_sum
 
 

@@ -460,7 +460,7 @@ def _solve(problem: Problem, cell: Cell) -> tuple[Any, int]:
             progress=False,
             **options,
         )
-    return solution, solution.nfe if method.uses_gradient else 0
+    return solution, solution.vjps
 
 
 def _exact_floor(problem: Problem) -> tuple[dict[str, Any], Tensor]:

@@ -256,9 +256,8 @@ def cost(suite: Suite, backbone: Backbone) -> dict[tuple[str, str], tuple[int, f
         for entry in suite.samplers:
             calls, equivalents = 0, 0.0
             with suppress(InvdiffError):
-                calls = entry.network_calls(task, backbone.image_shape, backbone.schedule)
-                gradient = entry.resolve(task, backbone.image_shape)[0].uses_gradient
-                equivalents = forward_equivalents(calls, gradient)
+                price = entry.cost(task, backbone.image_shape, backbone.schedule)
+                calls, equivalents = price.calls, forward_equivalents(price.calls, price.vjps)
             found[task.name, entry.label] = (calls, equivalents)
     return found
 

@@ -25,7 +25,6 @@ from invdiff.errors import InvdiffWarning
 from invdiff.images import to_pil
 from invdiff.metrics import Unavailable, forward_equivalents, get_metric
 from invdiff.operators.base import LinearOperator
-from invdiff.samplers.base import sampler_class
 from invdiff.solution import Solution
 from invdiff.solve import resolve_backbone, solve
 
@@ -245,7 +244,6 @@ def _record(
     metrics: dict[str, float | None],
     file: str,
 ) -> Record:
-    gradient = sampler_class(entry.name).uses_gradient
     return Record(
         cell_key(task.name, entry.label, cell.image, cell.seed),
         task.name,
@@ -256,8 +254,8 @@ def _record(
         cell.image,
         cell.seed,
         nfe=solution.nfe,
-        vjps=solution.nfe if gradient else 0,
-        forward_equivalents=forward_equivalents(solution.nfe, gradient),
+        vjps=solution.vjps,
+        forward_equivalents=forward_equivalents(solution.nfe, solution.vjps),
         seconds=solution.seconds / len(batch.cells),
         peak_memory=memory,
         metrics=metrics,

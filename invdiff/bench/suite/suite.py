@@ -43,8 +43,8 @@ from invdiff.operators.base import LinearOperator
 from invdiff.operators.masks import make_mask, mask_names
 from invdiff.operators.registry import get_operator, operator_names
 from invdiff.problem import Problem
-from invdiff.samplers.base import Sampler, sampler_class, sampler_names
-from invdiff.samplers.paths import PATHS, make_path, network_calls
+from invdiff.samplers.base import Cost, Sampler, sampler_class, sampler_names
+from invdiff.samplers.paths import PATHS, make_path
 from invdiff.solve import resolve_sampler
 
 if sys.version_info >= (3, 11):
@@ -161,15 +161,19 @@ class SamplerEntry:
         sampler, path_options = resolve_sampler(self.name, problem, path, None, options)
         return sampler, path, path_options
 
-    def network_calls(self, task: Task, image_shape: Sequence[int], schedule: Any) -> int:
-        """Network calls per image, known before a run.
+    def cost(self, task: Task, image_shape: Sequence[int], schedule: Any) -> Cost:
+        """Network calls and vector-Jacobian products per image, known before a run.
 
         Raises:
             InvdiffError: as `resolve`; also a path that doesn't fit the number of steps.
         """
         sampler, path, path_options = self.resolve(task, image_shape)
         clock = sampler.respaced(schedule)
-        return network_calls(sampler.path(clock) if path is None else make_path(path, len(clock), **path_options))
+        return sampler.cost(schedule, None if path is None else make_path(path, len(clock), **path_options))
+
+    def network_calls(self, task: Task, image_shape: Sequence[int], schedule: Any) -> int:
+        """Network calls per image, known before a run; raises as `cost`."""
+        return self.cost(task, image_shape, schedule).calls
 
     def to_dict(self) -> dict[str, Any]:
         """As in the suite's file."""
