@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from invdiff.errors import InvdiffError
@@ -52,28 +52,47 @@ _MODES = {
 }
 
 
+def found_image(source: str | os.PathLike[str] | Image.Image, argument: str = "image") -> tuple[Image.Image, str]:
+    """A picture, not decoded yet, and what messages call it.
+
+    Raises:
+        InvdiffError: missing file, directory, not an image.
+    """
+    if isinstance(source, Image.Image):
+        return source, f"{argument} (a PIL image)"
+    path, what = Path(source), f"{argument} {str(source)!r}"
+    if path.is_dir():
+        raise InvdiffError(f"{what} is a directory; an image file is expected")
+    if not path.exists():
+        raise InvdiffError(f"{what} does not exist")
+    try:
+        return Image.open(path), what
+    except UnidentifiedImageError:
+        raise InvdiffError(f"{what} is not an image file that can be read (PNG, JPEG, WebP, TIFF, BMP, ...)") from None
+    except OSError as error:
+        raise InvdiffError(f"{what} cannot be read: {error}") from None
+
+
+def decoded(image: Image.Image, what: str) -> Image.Image:
+    """The picture with its pixels read.
+
+    Raises:
+        InvdiffError: a damaged or truncated file.
+    """
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvdiffError(f"{what} is damaged or truncated: {error}") from None
+    return image
+
+
 def open_image(source: str | os.PathLike[str] | Image.Image, argument: str = "image") -> Image.Image:
-    """A PIL image in mode L or RGB, fully decoded.
+    """A PIL image in mode L or RGB, fully decoded and upright (a rotation in its EXIF data is carried out).
 
     Raises:
         InvdiffError: missing file, directory, not an image, truncated, or a mode that is neither grey nor RGB.
     """
-    if isinstance(source, Image.Image):
-        image, what = source, f"{argument} (a PIL image)"
-    else:
-        path, what = Path(source), f"{argument} {str(source)!r}"
-        if path.is_dir():
-            raise InvdiffError(f"{what} is a directory; an image file is expected")
-        if not path.exists():
-            raise InvdiffError(f"{what} does not exist")
-        try:
-            image = Image.open(path)
-        except UnidentifiedImageError:
-            raise InvdiffError(
-                f"{what} is not an image file that can be read (PNG, JPEG, WebP, TIFF, BMP, ...)"
-            ) from None
-        except OSError as error:
-            raise InvdiffError(f"{what} cannot be read: {error}") from None
+    image, what = found_image(source, argument)
     mode = "I" if image.mode.startswith("I") else image.mode
     if mode == "1":
         image = image.convert("L")
@@ -82,11 +101,7 @@ def open_image(source: str | os.PathLike[str] | Image.Image, argument: str = "im
         raise InvdiffError(f"{what} {why}. 8-bit grey (L) and RGB images are accepted.")
     if mode == "RGB" and image.info.get("transparency") is not None:
         raise InvdiffError(f"{what} has a transparent colour; flatten it first, for example onto white")
-    try:
-        image.load()
-    except (OSError, SyntaxError) as error:
-        raise InvdiffError(f"{what} is damaged or truncated: {error}") from None
-    return image
+    return ImageOps.exif_transpose(decoded(image, what))
 
 
 def read_image(

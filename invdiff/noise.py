@@ -13,6 +13,8 @@ from invdiff.checks import whole
 Draw = Callable[[str], Tensor]  # noise("step") -> (B, C, H, W)
 
 _BLOCK = 4096  # numbers drawn at a time for one image: amortises the seeding of tiny images
+_WHOLE = 256  # pictures up to this many pixels high and wide are drawn as one, larger ones in squares
+SQUARE = 64  # pixels to a side; each square's draws are a function of its place in the picture
 
 
 class NoiseSource:
@@ -21,12 +23,18 @@ class NoiseSource:
     So the result for an image is the same alone or in a batch, on any worker and after a resume, and two samplers
     that ask for the same roles run on the same noise. The global generators are neither read nor seeded.
 
+    Pictures of more than 256 pixels in height or width are drawn in squares of 64 x 64, each from a seed of its own: the
+    noise at a pixel depends on where it lies in the picture, so a part of it (`place`) is drawn alone and gets what the
+    whole would have got.
+
     Args:
         keys: one (seed, sample number) per image of the batch.
         image_shape: (C, H, W).
         device: draws are made on this device by its own generator.
         dtype: of the draws; drawn in float32 and converted.
         replace: ``callable(shape) -> Tensor`` to be used instead, for common random numbers and for checks.
+        place: (top, left, height, width), draw for this part of the images only.
+        stream: a word that makes further, independent draws from the same keys.
     """
 
     def __init__(
@@ -36,9 +44,13 @@ class NoiseSource:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         replace: Callable[[tuple[int, ...]], Tensor] | None = None,
+        place: tuple[int, int, int, int] | None = None,
+        stream: str = "",
     ) -> None:
-        self._names = [f"{seed}/{sample}" for seed, sample in keys]
+        self._names = [f"{seed}/{sample}{stream and '/'}{stream}" for seed, sample in keys]
         self._shape = tuple(image_shape)
+        self._place = place
+        self._in_squares = len(self._shape) == 3 and max(self._shape[1:]) > _WHOLE
         self._device, self._dtype = torch.device(device), dtype
         self._replace = replace
         self._generator = torch.Generator(self._device)
@@ -49,17 +61,47 @@ class NoiseSource:
         """(B, C, H, W) standard normal numbers for `role` (``"init"``, ``"step"``, ...) of step number `step`."""
         if self._replace is not None:
             drawn = self._replace((len(self._names), *self._shape))
-            return torch.as_tensor(drawn).to(self._device, self._dtype)
+            return self._cut(torch.as_tensor(drawn).to(self._device, self._dtype))
+        if self._in_squares:
+            return self._squares(step, role)
         number, within = divmod(step, self._per_block)
         if self._per_block == 1:
-            return self._block(number, role)[:, 0]
+            return self._cut(self._block(number, role)[:, 0])
         if role not in self._blocks or self._blocks[role][0] != number:
             self._blocks[role] = (number, self._block(number, role))
-        return self._blocks[role][1][:, within]
+        return self._cut(self._blocks[role][1][:, within])
 
     def at(self, step: int) -> Draw:
         """The draws of one step: ``noise = source.at(k); noise("step")``."""
         return lambda role: self.draw(step, role)
+
+    def _cut(self, drawn: Tensor) -> Tensor:
+        """The part of draws for the whole images that is asked for."""
+        if self._place is None:
+            return drawn
+        top, left, height, width = self._place
+        return drawn[..., top : top + height, left : left + width]
+
+    def _squares(self, step: int, role: str) -> Tensor:
+        """(B, C, h, w) of one step, drawn in the squares that the part asked for touches."""
+        channels, *size = self._shape
+        top, left, height, width = self._place or (0, 0, *size)
+        first, beside = top // SQUARE, left // SQUARE
+        below, right = -(-(top + height) // SQUARE), -(-(left + width) // SQUARE)
+        drawn = torch.empty(
+            (len(self._names), channels, (below - first) * SQUARE, (right - beside) * SQUARE),
+            dtype=torch.float32,
+            device=self._device,
+        )
+        square = torch.empty((channels, SQUARE, SQUARE), dtype=torch.float32, device=self._device)
+        for row, name in zip(drawn, self._names, strict=True):
+            for i in range(first, below):
+                for j in range(beside, right):
+                    self._generator.manual_seed(seed_of(name, role, step, i, j))
+                    y, x = (i - first) * SQUARE, (j - beside) * SQUARE
+                    row[:, y : y + SQUARE, x : x + SQUARE] = square.normal_(generator=self._generator)
+        y, x = top - first * SQUARE, left - beside * SQUARE
+        return drawn[..., y : y + height, x : x + width].to(self._dtype)
 
     def _block(self, number: int, role: str) -> Tensor:
         block = torch.empty((len(self._names), self._per_block, *self._shape), dtype=torch.float32, device=self._device)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.errors import InvdiffError, InvdiffWarning
-from invdiff.images import Affine, read_image
+from invdiff.images import Affine
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.checking import refuse_nonlinear
 from invdiff.operators.nonlinear import NonlinearOperator
+from invdiff.photos import Photo
 from invdiff.tensors import weighted_sum
 
 _AVERAGING = ("mask", "super_resolution", "colorization", "blur", "identity")
@@ -36,6 +37,7 @@ class Problem:
         y_given: the same with the unknown pixels as they were handed over.
         sigma_y: standard deviation of its noise, model range.
         image_shape: (C, H, W) of x.
+        photos: what y was read from, one entry per image: a `Photo` where y was a file or a picture.
     """
 
     operator: LinearOperator | NonlinearOperator
@@ -43,6 +45,7 @@ class Problem:
     y_given: Tensor
     sigma_y: float
     image_shape: tuple[int, ...]
+    photos: tuple[Photo | None, ...] = ()
 
     @cached_property
     def pinv_y(self) -> Tensor:
@@ -78,8 +81,8 @@ def build_problem(
     """Check everything that a user hands over, and bring it into model range on the backbone's device.
 
     Args:
-        operator: A, for images of the backbone's shape.
-        y: PIL image, path, numpy array or tensor, or a list of these (one per image).
+        operator: A, for images of the backbone's shape; where that takes any size, the measurement tells it.
+        y: PIL image, path, `Photo`, numpy array or tensor, or a list of these (one per image).
         sigma_y: noise of y, in the unit of y as passed (0..255 for files, PIL images and uint8 arrays).
         backbone: gives the shape, device and precision.
         value_range: what black and white are in a float array or tensor.
@@ -92,11 +95,12 @@ def build_problem(
             f"operator must be an invdiff operator such as Mask(m) or SuperResolution(4), got {type(operator).__name__}; "
             "wrap a linear function as FunctionOperator(f)"
         )
-    shape = backbone.image_shape
+    y = _pictures_read(y)
+    shape = image_shape_of(operator, y, backbone)
     wanted = tuple(operator.measurement_shape(shape))
     if isinstance(operator, LinearOperator):
         refuse_nonlinear(operator, shape)
-    values, unit = _measurement(y, wanted, Affine.from_range(value_range), operator)
+    values, unit = _measurement(y, wanted, Affine.from_range(value_range), operator, backbone)
     sigma_y = _sigma(sigma_y, unit)
     operator = operator.to(backbone.device).bind(shape)
     values = values.to(backbone.device, torch.float64)
@@ -115,36 +119,119 @@ def build_problem(
         raise InvdiffError(f"y holds {bad} values that are NaN or infinite; only finite measurements are accepted")
     if isinstance(operator, NonlinearOperator):  # no range can be pushed through it: y is what h makes of model range
         given = values.to(backbone.dtype)
-        return Problem(operator, given, given, 0.0, tuple(shape))
+        return Problem(operator, given, given, 0.0, tuple(shape), _photos(y, len(given)))
     offset = operator(torch.full(_stack(operator, shape), unit.offset, device=values.device, dtype=torch.float64))
     given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
     model = given if read is None else torch.where(read, given, 0.0)
     if backbone.bounded:
         _check_range(model, values, unit, sigma_y, operator, shape)
-    return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape))
+    return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape), _photos(y, len(given)))
 
 
-def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: Any) -> tuple[Tensor, Affine]:
+def image_shape_of(operator: Any, y: Any, backbone: Backbone) -> tuple[int, ...]:
+    """(C, H, W) of the picture that `y` measures: the backbone's, or, where that takes any size, what y and A tell.
+
+    Raises:
+        InvdiffError: they don't tell.
+    """
+    if None not in backbone.image_shape:
+        return tuple(backbone.image_shape)
+    channels = backbone.image_shape[0]
+    if getattr(operator, "image_shape", None) is not None:
+        return tuple(operator.image_shape)
+    why = ""
+    for shape in _measurement_shapes(y, channels):
+        try:
+            found = tuple(operator.infer_image_shape(shape))
+            if found[0] == channels and tuple(operator.measurement_shape(found)) == shape:
+                return found
+        except InvdiffError as error:
+            why = f" {error}"
+    raise InvdiffError(
+        f"y is {_described(y)}, from which {operator!r} cannot tell the size of its image ({channels} channels, as the backbone "
+        f"makes them); y must be a measurement of the operator, else pass operator.bind((C, H, W)).{why}"
+    )
+
+
+def _measurement_shapes(y: Any, channels: int) -> list[tuple[int, ...]]:
+    """The shapes that one measurement in `y` may have, the likeliest first."""
+    if isinstance(y, list | tuple):
+        return _measurement_shapes(y[0], channels) if y else []
+    if isinstance(y, Photo):
+        return [(c, *y.size) for c in dict.fromkeys((y.pixels.shape[2], channels, 1))]
+    shape = tuple(int(n) for n in getattr(y, "shape", ()))
+    found = [shape, shape[1:]] if len(shape) in (1, 3) else [shape[1:], shape]
+    if isinstance(y, np.ndarray) and len(shape) in (3, 4) and shape[-1] in (1, 3) and shape[-3] not in (1, 3):
+        found = [(shape[-1], *shape[-3:-1])]
+    if len(shape) == 2:
+        found += [(c, *shape) for c in dict.fromkeys((1, channels))]
+    return [s for s in found if s and min(s) > 0]
+
+
+def _described(y: Any) -> str:
+    if isinstance(y, Photo):
+        return f"a picture of {y.size[1]}x{y.size[0]} pixels"
+    shape = getattr(y, "shape", None)
+    return f"a {type(y).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def _pictures_read(y: Any) -> Any:
+    """y, files and PIL images in it replaced by `Photo`s."""
+    if isinstance(y, list | tuple):
+        return [_pictures_read(one) for one in y]
+    return Photo.read(y, "y") if isinstance(y, str | Path | Image.Image) else y
+
+
+def _photos(y: Any, count: int) -> tuple[Photo | None, ...]:
+    found = [one if isinstance(one, Photo) else None for one in (y if isinstance(y, list) else [y])]
+    if len(found) == 1:  # one measurement may serve several operators
+        found *= count
+    return tuple(found) if len(found) == count and any(found) else ()
+
+
+def _channels(photo: Photo, wanted: int, argument: str = "y") -> np.ndarray:
+    """(H, W, wanted) float64 in 0..255: grey repeated, colour whose channels are equal taken as grey.
+
+    Raises:
+        InvdiffError: a colour picture where a grey one is wanted.
+    """
+    values = photo.values()
+    if wanted == 3 and values.shape[2] == 1:
+        return np.repeat(values, 3, -1)
+    if wanted == 1 and values.shape[2] == 3:
+        if np.ptp(values, axis=-1).max() > 0:
+            raise InvdiffError(
+                f"{argument} is a colour picture, but the measurement is grey (one channel). Pass the grey picture itself, or "
+                "simulate a measurement of the colour one: operator.measure(x), or --simulate on the command line"
+            )
+        return values[..., :1]
+    return values
+
+
+def _measurement(
+    y: Any, wanted: tuple[int, ...], unit: Affine, operator: Any, backbone: Backbone
+) -> tuple[Tensor, Affine]:
     """y as a (B, *wanted) tensor in the caller's values, and the map from these to model range."""
     if isinstance(y, list | tuple):
         if not y:
             raise InvdiffError("y is an empty list; pass at least one measurement")
-        parts = [_measurement(one, wanted, unit, operator) for one in y]
+        parts = [_measurement(one, wanted, unit, operator, backbone) for one in y]
         if len({unit for _, unit in parts}) > 1:
             raise InvdiffError("y mixes 8-bit images and float arrays; pass one kind")
         return torch.cat([values for values, _ in parts]), parts[0][1]
-    if isinstance(y, str | Path | Image.Image):
-        y, unit = (
-            read_image(y, argument="y", channels=wanted[0] if len(wanted) == 3 else None),
-            Affine.from_range((0, 255)),
-        )
+    if isinstance(y, Photo):
+        y, unit = (_channels(y, wanted[0]) if len(wanted) == 3 else y.values()), Affine.from_range((0, 255))
     if isinstance(y, np.ndarray):
         if y.dtype.kind not in "fiub":
             raise InvdiffError(f"y must hold numbers, got an array of dtype {y.dtype}")
         if y.dtype == np.uint8:
             unit = Affine.from_range((0, 255))
+        elif y.dtype == np.uint16:
+            unit = Affine.from_range((0, 65535))
         elif y.dtype.kind in "iu":
-            raise InvdiffError(f"y has dtype {y.dtype}; 8-bit integers (0..255) or floats in value_range are accepted")
+            raise InvdiffError(
+                f"y has dtype {y.dtype}; uint8 (0..255), uint16 (0..65535) or floats in value_range are accepted"
+            )
         values = torch.from_numpy(np.ascontiguousarray(y).astype(np.float64))
         if len(wanted) == 3 and values.shape[-len(wanted) :] != wanted and values.ndim in (3, 4):
             channels_last = (*wanted[1:], wanted[0])
@@ -158,14 +245,14 @@ def _measurement(y: Any, wanted: tuple[int, ...], unit: Affine, operator: Any) -
         values = y.detach().double()
     else:
         raise InvdiffError(f"y must be a PIL image, a path, a numpy array or a tensor, got {type(y).__name__}")
-    if len(wanted) == 3 and wanted[0] == 1 and values.ndim == 2:
-        values = values[None]
+    if len(wanted) == 3 and values.ndim == 2 and (wanted[0] == 1 or isinstance(y, np.ndarray)):
+        values = values.expand(wanted[0], *values.shape)  # a grey array is a grey picture
     if values.ndim == len(wanted):
         values = values[None]
     if tuple(values.shape[1:]) != wanted:
         raise InvdiffError(
             f"y has shape {tuple(values.shape)}, but {operator!r} makes measurements of shape {wanted} "
-            f"(with or without a batch in front) of the backbone's images"
+            f"(with or without a batch in front) of the backbone's images: {backbone.name} {backbone.sizes_taken()}"
         )
     if len(values) == 0:
         raise InvdiffError("y is an empty batch; pass at least one measurement")

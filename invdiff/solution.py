@@ -14,6 +14,7 @@ from torch import Tensor
 from invdiff.errors import InvdiffError
 from invdiff.files import atomic_write
 from invdiff.images import Affine, to_pil
+from invdiff.photos import Photo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +46,8 @@ class Solution:
         y: the measurement as a picture, (B, C, H, W) in `value_range`: itself where it has that shape, else A^+ y.
         n_samples: samples per measurement.
         value_range: black and white of `x`.
+        photos: what each measurement was read from, where it was a file or a picture: `images` and `save` follow it (grey
+            stays grey; transparency, EXIF data and colour profile are kept; 16 bits stay 16 in .png and .tif).
     """
 
     x: Tensor
@@ -57,6 +60,7 @@ class Solution:
     value_range: tuple[float, float] = (0.0, 1.0)
     trajectory: list[Frame] = field(default_factory=list, repr=False)
     vjps: int = 0
+    photos: tuple[Photo | None, ...] = ()
 
     @property
     def samples(self) -> Tensor:
@@ -77,13 +81,20 @@ class Solution:
 
     @property
     def images(self) -> list[Image.Image]:
-        """Every restoration as an 8-bit PIL image."""
-        return [to_pil(self._unit(x)) for x in self.x]
+        """Every restoration as an 8-bit PIL image, dressed as the photo that was given."""
+        return [self._image(i) for i in range(len(self.x))]
 
     @property
     def image(self) -> Image.Image:
-        """The first restoration as an 8-bit PIL image."""
-        return to_pil(self._unit(self.x[0]))
+        """The first restoration as an 8-bit PIL image, dressed as the photo that was given."""
+        return self._image(0)
+
+    def _image(self, number: int) -> Image.Image:
+        photo, x = self._photo(number), self._unit(self.x[number])
+        return to_pil(x) if photo is None else photo.with_pixels(x).image()
+
+    def _photo(self, number: int) -> Photo | None:
+        return self.photos[number // self.n_samples] if self.photos and self.x.shape[1] in (1, 3) else None
 
     def _unit(self, x: Tensor) -> Tensor:
         """From `value_range` to [0, 1]."""
@@ -110,11 +121,13 @@ class Solution:
                 with open(temporary, "wb") as file:
                     np.save(file, self.x.numpy())
             return [path]
-        images = self.images
-        names = [path] if len(images) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(images))]
-        for image, name in zip(images, names, strict=True):
+        names = [path] if len(self.x) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.x))]
+        for number, (x, name) in enumerate(zip(self.x, names, strict=True)):
+            if (photo := self._photo(number)) is not None:
+                photo.with_pixels(self._unit(x), sixteen_bits=True).save(name)
+                continue
             with atomic_write(name) as temporary:
-                image.save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
+                to_pil(self._unit(x)).save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
         return names
 
     def plot(self) -> Figure:

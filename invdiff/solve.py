@@ -21,6 +21,7 @@ from invdiff.noise import NoiseSource
 from invdiff.operators import Identity
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.nonlinear import NonlinearOperator
+from invdiff.photos import Photo
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
 from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samplers_that
@@ -97,6 +98,7 @@ def solve(
     """
     model = resolve_backbone(backbone, device, precision)
     problem = build_problem(operator, y, sigma_y, model, value_range)
+    model = model.sized(problem.image_shape)
     method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
     _warn_noise(method, problem)
     schedule = method.respaced(model.schedule)
@@ -178,6 +180,7 @@ def solve(
         n_samples=n_samples,
         value_range=(low, high),
         trajectory=frames,
+        photos=_dressing(problem),
     )
 
 
@@ -188,6 +191,7 @@ def sample(
     steps: int = 250,
     eta: float = 1.0,
     seed: int = 0,
+    size: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Solution:
     """Draw images from a backbone's prior: ancestral with eta = 1, deterministic DDIM with eta = 0.
@@ -198,6 +202,7 @@ def sample(
         steps: network calls per image.
         eta: 1 ancestral, 0 deterministic; see `Unconditional`.
         seed: of the draws; image i is sample i of that seed.
+        size: pixels, one number or (height, width), for a backbone of any size (128 by default).
         **options: passed on to `solve` (device, precision, batch_size, progress, clip, ...).
 
     Returns:
@@ -205,6 +210,9 @@ def sample(
     """
     model = resolve_backbone(backbone, options.pop("device", None), options.pop("precision", None))
     clip = options.pop("clip", True)
+    if model.any_size or size is not None:
+        height, width = (size, size) if size is None or isinstance(size, int) else size
+        model = model.sized((model.image_shape[0], height or 128, width or 128))
     nothing = torch.full((1, *model.image_shape), 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InvdiffWarning)
@@ -281,6 +289,13 @@ def _warn_noise(sampler: Sampler, problem: Problem) -> None:
             InvdiffWarning,
             stacklevel=3,
         )
+
+
+def _dressing(problem: Problem) -> tuple[Photo | None, ...]:
+    """The photos that the restorations are dressed as; a grey one that was to be coloured lends no grey."""
+    if problem.y.ndim == 4 and problem.y.shape[1] == problem.image_shape[0]:
+        return problem.photos
+    return tuple(photo and photo.coloured() for photo in problem.photos)
 
 
 def _keys(seed: int | Sequence[int], images: int, n_samples: int) -> list[tuple[int, int]]:

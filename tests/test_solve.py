@@ -266,20 +266,14 @@ def test_unknown_backbones_are_refused_with_what_is_known():
 
 def test_unusual_files_are_refused_each_with_its_own_message(tmp_path):
     rgb = Image.new("RGB", (16, 16), "red")
-    rgb.convert("RGBA").save(tmp_path / "rgba.png")
-    rgb.convert("P").save(tmp_path / "palette.png")
     rgb.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("not a picture")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     (tmp_path / "empty.png").write_bytes(b"")
     for name, message in {
-        "rgba.png": "alpha",
-        "palette.png": "palette",
         "cmyk.jpg": "CMYK",
-        "deep.png": "16-",
         "text.png": "not an image file",
         "cut.png": "damaged or truncated",
         "empty.png": "not an image file",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,15 +53,21 @@ class Backbone(ABC):
 
     Attributes:
         schedule: the times that `predict` counts in.
-        image_shape: (C, H, W) of the images it was made for.
+        image_shape: (C, H, W) of the images it was made for; (C, None, None) where it takes any size, see `sized`.
+        multiple_of: what heights and widths are padded to inside `predict`, out of sight; tiles begin at multiples of it.
+        field_of_view: how many pixels away an input pixel can still change a prediction, where that is bounded (fully
+            convolutional networks); None where every pixel sees the whole picture.
         name: what reports call it.
         bounded: its images lie in [-1, 1], so that a measurement far outside is a mistake; analytic priors have no bounds.
     """
 
     schedule: NoiseSchedule
-    image_shape: tuple[int, ...]
+    image_shape: tuple[Any, ...]
+    multiple_of: int = 1
+    field_of_view: int | None = None
     name: str = "backbone"
     bounded: bool = True
+    _any_size: bool = False
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
@@ -70,6 +77,37 @@ class Backbone(ABC):
             x_t: (B, C, H, W), model range.
             t: index into `schedule`; one for all, or a long tensor (B,), one per image.
         """
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it takes pictures of any height and width."""
+        return self._any_size or None in self.image_shape
+
+    def sized(self: BackboneT, image_shape: Sequence[int]) -> BackboneT:
+        """The same backbone for images of one size (C, H, W): a view, nothing is copied.
+
+        Raises:
+            InvdiffError: it was made for another size, or another number of channels.
+        """
+        shape = tuple(int(n) for n in image_shape)
+        if shape == tuple(self.image_shape):
+            return self
+        if len(shape) != 3 or min(shape) < 1 or shape[0] != self.image_shape[0] or not self.any_size:
+            raise InvdiffError(f"backbone {self.name} {self.sizes_taken()}; image_shape was {shape}")
+        view = copy.copy(self)
+        view._any_size, view.image_shape = True, shape
+        return view
+
+    def sizes_taken(self) -> str:
+        """For messages: which pictures it takes, and how others can be restored."""
+        channels, *size = self.image_shape
+        if self.any_size:
+            return f"takes pictures of {channels} channels and of any size"
+        return (
+            f"is made for pictures of {channels} channels and {' x '.join(map(str, size))} pixels (height x width). For larger "
+            "ones, Windows(backbone, (C, H, W)) lays overlapping windows of that size over them; or take a backbone of any "
+            "size, such as backbone='photos'"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.cpu_layers import speed_up
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.checks import shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning, near_match
 from invdiff.tensors import weighted_sum
 
@@ -66,7 +67,7 @@ class NetworkBackbone(Backbone):
             the network's own times. It returns a tensor of the shape of x, or an object with ``.sample``, or a tuple
             whose first entry it is. A module is copied, put in evaluation mode and frozen; the caller's is left alone.
         schedule: the schedule of the training; linear with 1,000 times by default.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W); (C, None, None) for a network that takes any height and width.
         prediction: what the network returns, ``"epsilon"`` (the noise), ``"v_prediction"`` (Salimans & Ho, 2022:
             ``v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0``) or ``"sample"`` (the clean image).
         learned_variance: the network returns 2 C channels, the second half interpolating the log-variance
@@ -80,6 +81,9 @@ class NetworkBackbone(Backbone):
             passed on as ``network(x, t, class_labels=...)``.
         checkpointing: recompute activations in the backward pass of gradient samplers: less memory, one more forward.
         copy: False takes the module itself, for loaders that own it, unless its weights have to be rounded.
+        multiple_of: what the network's strides ask heights and widths to be a multiple of; others are padded by reflection.
+        field_of_view: pixels that a prediction looks to each side, for networks without attention or statistics over the
+            picture: then large pictures are computed in tiles (`Tiles`), and small holes in large pictures alone.
         name: what reports call it.
 
     Raises:
@@ -100,6 +104,8 @@ class NetworkBackbone(Backbone):
         class_labels: int | Tensor | None = None,
         checkpointing: bool = False,
         copy: bool = True,
+        multiple_of: int = 1,
+        field_of_view: int | None = None,
         name: str | None = None,
     ) -> None:
         if not callable(network):
@@ -110,9 +116,9 @@ class NetworkBackbone(Backbone):
         if precision not in (*PRECISIONS, "auto"):
             hint = near_match(precision, [*PRECISIONS, "auto"])
             raise InvdiffError(f"precision must be one of auto, {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
-        shape = tuple(int(n) for n in image_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise InvdiffError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}")
+        shape = checked_shape(image_shape)
+        self.multiple_of = whole("multiple_of", multiple_of, low=1)
+        self.field_of_view = None if field_of_view is None else whole("field_of_view", field_of_view, low=0)
         self.schedule = NoiseSchedule.linear() if schedule is None else schedule
         self.image_shape = shape
         self.prediction = prediction
@@ -263,7 +269,7 @@ class NetworkBackbone(Backbone):
             times = schedule.timesteps[t.detach().long().cpu()].to(x_t.device)
         else:
             times = torch.full((batch,), schedule.timestep(int(t)), dtype=torch.long, device=x_t.device)
-        out = self.network(x_t, times)
+        out = self._at_any_size(x_t, times)
         channels = x_t.shape[1]
         wanted = (batch, channels * (2 if self.learned_variance else 1), *x_t.shape[2:])
         if out.shape != wanted:
@@ -285,6 +291,13 @@ class NetworkBackbone(Backbone):
         prediction = Prediction.from_x0(x_t, out, a)
         return Prediction(prediction.x0, prediction.eps, log_variance)
 
+    def _at_any_size(self, x: Tensor, times: Tensor) -> Tensor:
+        """The network's output, the picture padded at its bottom and right to what the strides divide and cut again."""
+        height, width = x.shape[-2:]
+        padded = pad_to_multiple(x, self.multiple_of)
+        out = self.network(padded, times)
+        return out if padded is x else out[..., :height, :width]
+
     def _log_variance(self, v: Tensor, t: int | Tensor) -> Tensor:
         """``w log beta + (1 - w) log posterior variance`` with ``w = (v + 1) / 2``."""
         w = (v + 1) / 2
@@ -300,6 +313,33 @@ class NetworkBackbone(Backbone):
     def __repr__(self) -> str:
         precision = str(self._dtype).removeprefix("torch.")
         return f"NetworkBackbone({self.name}, image_shape={self.image_shape}, {self.prediction}, {precision}, {self._device})"
+
+
+def checked_shape(image_shape: Any) -> tuple[Any, ...]:
+    """(C, H, W), or (C, None, None) for any size.
+
+    Raises:
+        InvdiffError: it is neither.
+    """
+    try:
+        shape = tuple(None if n is None else int(n) for n in image_shape)
+    except (TypeError, ValueError):
+        shape = ()
+    sides = [n for n in shape[1:] if n is not None]
+    if len(shape) != 3 or shape[0] is None or len(sides) == 1 or min(shape[0], *sides, 1) < 1:
+        raise InvdiffError(
+            f"image_shape must be (channels, height, width), or (channels, None, None) for any size, got {shown(image_shape)}"
+        )
+    return shape
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """`x` (..., H, W), padded at bottom and right by reflection to the next multiples; by repetition where it is too small."""
+    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    if not (bottom or right):
+        return x
+    mode = "reflect" if bottom < x.shape[-2] and right < x.shape[-1] else "replicate"
+    return nn.functional.pad(x, (0, right, 0, bottom), mode=mode)
 
 
 @dataclass

@@ -101,6 +101,10 @@ class NonlinearOperator:
             raise InvdiffError(f"{name} must return a tensor ({len(value)}, ...), got {shown(result)}")
         return result
 
+    def infer_image_shape(self, measurement_shape: Shape) -> Shape:
+        """(C, H, W) of h^+'s output for a measurement of this shape, without the batch."""
+        return tuple(self._pinv(torch.zeros(1, *measurement_shape)).shape[1:])
+
     def bind(self, image_shape: Shape) -> NonlinearOperator:
         """Itself: its functions know their shapes."""
         return self
