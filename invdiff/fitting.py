@@ -43,6 +43,7 @@ class Placement:
         original: (height, width) before.
         size: (height, width) after.
         top, left: of the picture in the frame (pad), or of the frame in the picture (crop).
+        box: (left, top, right, bottom) of the part of the picture that fills the frame (cover, resize).
     """
 
     how: str
@@ -50,20 +51,40 @@ class Placement:
     size: tuple[int, int]
     top: int = 0
     left: int = 0
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def mask(self, known: torch.Tensor) -> torch.Tensor:
-        """A mask (H, W) of the original picture, placed alike: padding counts as known, enlargement keeps 0 and 1."""
-        array = known.numpy().astype(np.uint8) * 255
+        """A mask (H, W) of the original picture, placed alike: a pixel that a missing one has a share in is missing.
+
+        Raises:
+            InvdiffError: the frame shows nothing of what is missing.
+        """
+        array = known.numpy()
         if self.how == "pad":
             bottom, right = self.size[0] - self.original[0] - self.top, self.size[1] - self.original[1] - self.left
             array = np.pad(array, ((self.top, bottom), (self.left, right)), mode="reflect")
         elif self.how == "crop":
             array = array[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
-        elif self.how == "cover":
-            array = np.asarray(ImageOps.fit(Image.fromarray(array), self.size[::-1], Image.Resampling.NEAREST))
-        elif self.how == "resize":
-            array = np.asarray(Image.fromarray(array).resize(self.size[::-1], Image.Resampling.NEAREST))
-        return torch.from_numpy(array > 127)
+        elif self.how in ("cover", "resize"):
+            rows = _shares(self.original[0], self.size[0], self.box[1], self.box[3])
+            columns = _shares(self.original[1], self.size[1], self.box[0], self.box[2])
+            array = rows @ (~array).astype(np.float32) @ columns.T == 0
+        if array.all() and not bool(known.all()):
+            raise InvdiffError(
+                f"--fit {self.how}: everything that is missing lies outside the middle that is kept, so there is nothing to "
+                "restore; try --fit resize, crop the photo yourself, or take a backbone of any size"
+            )
+        return torch.from_numpy(array)
+
+
+def _shares(before: int, after: int, start: float, end: float) -> np.ndarray:
+    """(after, before), 1 where a pixel of an axis has a share in one of the scaled axis, else 0.
+
+    Lanczos' window reaches 3 pixels of the coarser of the two sides, as Pillow carries it out.
+    """
+    scale = (end - start) / after
+    centres = start + (np.arange(after) + 0.5) * scale
+    return (np.abs(np.arange(before) + 0.5 - centres[:, None]) < 3 * max(scale, 1.0) + 0.5).astype(np.float32)
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int], fit: str | None) -> tuple[Image.Image, Placement]:
@@ -85,10 +106,12 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str | None) -> t
             "stretched) or --fit pad (a smaller photo is set in a frame and cut out again), or choose a backbone of another "
             "size (--backbone)"
         )
-    if fit == "resize":
-        return image.resize((width, height), Image.Resampling.LANCZOS), Placement("resize", given, size)
-    if fit == "cover":
-        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), Placement("cover", given, size)
+    if fit in ("resize", "cover"):
+        scale = min(given[0] / height, given[1] / width)
+        high, wide = (float(n) for n in given) if fit == "resize" else (scale * height, scale * width)
+        left, top = (given[1] - wide) / 2, (given[0] - high) / 2
+        box = (left, top, left + wide, top + high)
+        return image.resize((width, height), Image.Resampling.LANCZOS, box=box), Placement(fit, given, size, box=box)
     if fit == "crop":
         if given[0] < height or given[1] < width:
             raise InvdiffError(
