@@ -1,126 +1,13 @@
 """guided-diffusion's layout: a functional reference, written from the names in a file, against the loaded network."""
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
+from layouts import TINY, guided_diffusion, guided_diffusion_weights
 
 from invdiff.checkpoints import layout as unet
 from invdiff.checkpoints import load_guided_diffusion
-from invdiff.checkpoints.guided_diffusion import PRESETS, UNetConfig
+from invdiff.checkpoints.guided_diffusion import PRESETS, UNetConfig, told_by
 from invdiff.errors import InvdiffError
-
-TINY = {
-    "image_size": 16,
-    "num_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": "8",
-    "channel_mult": (1, 2),
-    "num_head_channels": 16,
-    "use_scale_shift_norm": True,
-    "resblock_updown": True,
-    "learn_sigma": True,
-}
-
-
-def reference(state, x, t, *, channels, res_blocks, heads, new_order=False, y=None):
-    """guided-diffusion's forward pass, read off the names of a state dict. Returns the output and the names it used."""
-    used = set()
-
-    def take(name):
-        used.update(n for n in (f"{name}.weight", f"{name}.bias") if n in state)
-        return state[f"{name}.weight"], state.get(f"{name}.bias")
-
-    def norm(name, h):
-        return F.group_norm(h, 32, *take(name), eps=1e-5)
-
-    def conv(name, h, **options):
-        return F.conv2d(h, *take(name), **options)
-
-    def residual(name, h, resample=None):
-        shortcut, h = h, F.silu(norm(f"{name}.in_layers.0", h))
-        if resample is not None:
-            shortcut, h = resample(shortcut), resample(h)
-        h = conv(f"{name}.in_layers.2", h, padding=1)
-        shift = F.linear(F.silu(emb), *take(f"{name}.emb_layers.1"))[..., None, None]
-        if shift.shape[1] == 2 * h.shape[1]:
-            scale, shift = shift.chunk(2, 1)
-            h = norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
-        else:
-            h = norm(f"{name}.out_layers.0", h + shift)
-        h = conv(f"{name}.out_layers.3", F.silu(h), padding=1)
-        if f"{name}.skip_connection.weight" in state:
-            shortcut = conv(f"{name}.skip_connection", shortcut)
-        return shortcut + h
-
-    def attention(name, h):
-        flat = h.flatten(2)
-        qkv = F.conv1d(norm(f"{name}.norm", flat), *take(f"{name}.qkv"))
-        n = heads(h.shape[1])
-        if new_order:
-            q, k, v = (part.unflatten(1, (n, -1)) for part in qkv.chunk(3, 1))
-        else:
-            q, k, v = qkv.unflatten(1, (n, -1)).chunk(3, 2)
-        weight = torch.einsum("bnct,bncs->bnts", q, k) / math.sqrt(q.shape[2])
-        mixed = torch.einsum("bnts,bncs->bnct", weight.softmax(-1), v).flatten(1, 2)
-        return (flat + F.conv1d(mixed, *take(f"{name}.proj_out"))).reshape(h.shape)
-
-    def double(h):
-        return F.interpolate(h, scale_factor=2, mode="nearest")
-
-    def block(name, h, up=False):
-        i = 0
-        while any(k.startswith(f"{name}.{i}.") for k in state):
-            part = f"{name}.{i}"
-            if f"{part}.qkv.weight" in state:
-                h = attention(part, h)
-            elif f"{part}.op.weight" in state:
-                h = conv(f"{part}.op", h, stride=2, padding=1)
-            elif f"{part}.conv.weight" in state:
-                h = conv(f"{part}.conv", double(h), padding=1)
-            elif f"{part}.in_layers.0.weight" in state:
-                down = name.startswith("input") and int(name.split(".")[1]) % (res_blocks + 1) == 0
-                resample = (lambda z: F.avg_pool2d(z, 2)) if down else double if up and i > 0 else None
-                h = residual(part, h, resample)
-            else:
-                h = conv(part, h, padding=1)
-            i += 1
-        return h
-
-    half = channels // 2
-    angles = t[:, None].double() * torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float64) / half)
-    emb = torch.cat([angles.cos(), angles.sin()], 1).to(x.dtype)
-    emb = F.linear(F.silu(F.linear(emb, *take("time_embed.0"))), *take("time_embed.2"))
-    if y is not None:
-        used.add("label_emb.weight")
-        emb = emb + state["label_emb.weight"][y]
-    h, kept = x, []
-    for n in range(1 + max(int(k.split(".")[1]) for k in state if k.startswith("input_blocks"))):
-        h = block(f"input_blocks.{n}", h)
-        kept.append(h)
-    h = residual("middle_block.2", attention("middle_block.1", residual("middle_block.0", h)))
-    for n in range(len(kept)):
-        h = block(f"output_blocks.{n}", torch.cat([h, kept.pop()], 1), up=True)
-    return conv("out.2", F.silu(norm("out.0", h)), padding=1), used
-
-
-def make(config, seed=0, dtype=torch.float32):
-    """Random weights of moderate size, under guided-diffusion's names and in its shapes."""
-    read, state = UNetConfig.read(config), {}
-    network, generator = read.network(), torch.Generator().manual_seed(seed)
-    for name, shape in unet.shapes(network, read.entries(network)).items():
-        values = torch.randn(shape, generator=generator)
-        if len(shape) > 1:
-            values /= math.sqrt(math.prod(shape[1:]))
-            if name.endswith(("qkv.weight", "proj_out.weight")):
-                values = values[..., None]
-            elif "skip_connection" in name:
-                values = values[..., None, None]
-        else:
-            values = 0.1 * values + (name.endswith("weight"))
-        state[name] = values.to(dtype)
-    return state
 
 
 @pytest.fixture
@@ -154,13 +41,13 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loaded_network_computes_what_the_layout_says(variant, saved):
     config = {**TINY, **VARIANTS[variant]}
-    read, state = UNetConfig.read(config), make(config)
+    read, state = UNetConfig.read(config), guided_diffusion_weights(config)
     y = torch.tensor([1, 4]) if "num_classes" in config else None
     backbone = load_guided_diffusion(saved(state), precision="float32", class_labels=y, **config)
     x, t = inputs()
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     ours = backbone.network(a, t)
-    theirs, used = reference(
+    theirs, used = guided_diffusion(
         state,
         b,
         t,
@@ -179,7 +66,7 @@ def test_the_loaded_network_computes_what_the_layout_says(variant, saved):
 
 
 def test_the_two_orders_of_heads_differ(saved):
-    path, (x, t) = saved(make(TINY)), inputs()
+    path, (x, t) = saved(guided_diffusion_weights(TINY)), inputs()
     outputs = [
         load_guided_diffusion(path, precision="float32", use_new_attention_order=new, **TINY).network(x, t)
         for new in (False, True)
@@ -188,7 +75,7 @@ def test_the_two_orders_of_heads_differ(saved):
 
 
 def test_a_float16_file_is_widened(saved):
-    state, (x, t) = make(TINY, dtype=torch.float16), inputs()
+    state, (x, t) = guided_diffusion_weights(TINY, dtype=torch.float16), inputs()
     half = load_guided_diffusion(saved(state), precision="float32", **TINY)
     full = load_guided_diffusion(
         saved({k: v.float() for k, v in state.items()}, "full.pt"), precision="float32", **TINY
@@ -199,7 +86,7 @@ def test_a_float16_file_is_widened(saved):
 
 def test_a_labelled_batch_is_its_images_one_by_one(saved):
     config = {**TINY, "num_classes": 5}
-    path, (x, t) = saved(make(config)), inputs()
+    path, (x, t) = saved(guided_diffusion_weights(config)), inputs()
     both = load_guided_diffusion(path, precision="float32", class_labels=torch.tensor([1, 4]), **config)
     second = load_guided_diffusion(path, precision="float32", class_labels=4, **config)
     torch.testing.assert_close(both.network(x, t)[1:], second.network(x[1:], t[1:]), atol=1e-5, rtol=1e-5)
@@ -207,7 +94,7 @@ def test_a_labelled_batch_is_its_images_one_by_one(saved):
 
 
 def test_the_variance_is_learned_and_bounded_by_the_schedule(saved):
-    backbone = load_guided_diffusion(saved(make(TINY)), precision="float32", **TINY)
+    backbone = load_guided_diffusion(saved(guided_diffusion_weights(TINY)), precision="float32", **TINY)
     x, _ = inputs()
     prediction = backbone.predict(x, 500)
     a = backbone.schedule.alpha_bar_at(500)
@@ -216,10 +103,10 @@ def test_the_variance_is_learned_and_bounded_by_the_schedule(saved):
 
 
 def test_other_sizes_than_the_training_pass_through(saved):
-    state, config = make(TINY), TINY
+    state, config = guided_diffusion_weights(TINY), TINY
     backbone = load_guided_diffusion(saved(state), precision="float32", **config)
     x, t = inputs(24)
-    theirs, _ = reference(state, x, t, channels=32, res_blocks=1, heads=lambda c: c // 16)
+    theirs, _ = guided_diffusion(state, x, t, channels=32, res_blocks=1, heads=lambda c: c // 16)
     torch.testing.assert_close(backbone.network(x, t), theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -231,6 +118,16 @@ def test_other_sizes_than_the_training_pass_through(saved):
         ("places256-repaint", 552_814_086, 566),
         ("imagenet256-cond", 553_838_086, 567),
         ("ffhq256", 93_563_910, 362),
+        ("imagenet64-cond", 295_904_454, 541),  # 296, 422 and 559 million in the paper's table of models
+        ("imagenet128-cond", 421_529_606, 493),
+        ("imagenet512-cond", 558_997_638, 645),
+        ("lsun-bedroom256", 552_814_086, 566),
+        ("lsun-cat256", 552_814_086, 566),
+        ("lsun-horse256", 552_814_086, 566),
+        ("imagenet64-iddpm", 121_063_942, 450),
+        ("imagenet64-cond-iddpm", 273_049_350, 451),  # called 270M in the file's name
+        ("cifar10-iddpm", 52_546_438, 446),
+        ("lsun-bedroom256-iddpm", 113_676_678, 426),
     ],
 )
 def test_presets_have_the_published_sizes(preset, parameters, tensors):
@@ -256,7 +153,7 @@ def test_schedules_follow_the_number_of_times():
 
 
 def test_a_file_that_does_not_fit_names_the_first_difference_and_the_nearest_preset(saved):
-    state = make(TINY)
+    state = guided_diffusion_weights(TINY)
     lost = saved({k: v for k, v in state.items() if k != "middle_block.1.qkv.weight"} | {"extra.weight": torch.ones(1)})
     with pytest.raises(
         InvdiffError, match=r"1 missing, the first middle_block\.1\.qkv\.weight; 1 unexpected, the first extra\.w"
@@ -281,11 +178,16 @@ def test_a_file_that_does_not_fit_names_the_first_difference_and_the_nearest_pre
     [
         ({"num_chanels": 32}, r"'num_chanels'.*Did you mean 'num_channels'"),
         ({"num_head_channels": -1}, "num_head_channels or num_heads"),
-        ({"num_head_channels": 24}, "32 channels at level 0 cannot be divided into heads of 24"),
+        ({"num_head_channels": 24}, "64 channels at level 1 cannot be divided into heads of 24"),
         ({"num_channels": 40}, "multiple of 32, got 40"),
         ({"attention_resolutions": "a"}, "attention_resolutions must be"),
         ({"channel_mult": "1,x"}, "channel_mult must be"),
-        ({"out_channels": 5}, "out_channels must be 3 or"),
+        ({"out_channels": 5}, "out_channels and what learn_sigma makes .* contradict each other: 5 and 6"),
+        ({"model_channels": 64}, "num_channels and model_channels contradict each other: 32 and 64"),
+        ({"class_cond": False, "num_classes": 5}, "class_cond and num_classes is not None contradict"),
+        ({"use_scale_shift_norm": "yes"}, "use_scale_shift_norm must be True or False, got 'yes'"),
+        ({"diffusion_steps": 10**9}, "diffusion_steps must be a whole number from 1 to 1,000,000"),
+        ({"num_channels": 10**9}, "num_channels must be a whole number"),
         ({"noise_schedule": "quadratic"}, "noise_schedule must be"),
         ({"dims": 3}, "dims must be 2"),
         ({"num_res_blocks": 0}, "num_res_blocks must be"),
@@ -293,7 +195,7 @@ def test_a_file_that_does_not_fit_names_the_first_difference_and_the_nearest_pre
         ({"class_cond": True}, "class_labels must be given"),
         ({"class_cond": True, "class_labels": 1000}, r"class_labels must be 0\.\.999"),
         ({"class_cond": True, "class_labels": 0.5}, "class_labels must be a whole number"),
-        ({"preset": "imagenet256"}, r"unknown preset 'imagenet256'.*Did you mean"),
+        ({"preset": "imagenet256"}, r"preset must be one of .*got 'imagenet256'.*Did you mean"),
     ],
 )
 def test_bad_configurations_are_refused_before_the_file_is_read(change, message):
@@ -302,5 +204,45 @@ def test_bad_configurations_are_refused_before_the_file_is_read(change, message)
 
 
 def test_without_a_configuration_the_file_must_fit_a_preset(saved):
-    with pytest.raises(InvdiffError, match="fits no preset exactly"):
-        load_guided_diffusion(saved(make(TINY)))
+    with pytest.raises(InvdiffError, match=r"fits no preset exactly.*It tells model_channels=32, num_res_blocks=1"):
+        load_guided_diffusion(saved(guided_diffusion_weights(TINY)))
+    with pytest.raises(InvdiffError, match=r"no file of guided-diffusion: of 1 tensors, starting with conv_in"):
+        load_guided_diffusion(saved({"conv_in.weight": torch.ones(3)}))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_file_tells_all_but_the_size_the_heads_and_the_schedule(preset):
+    config = UNetConfig.read(PRESETS[preset])
+    network = config.network()
+    state = {k: torch.zeros(()).expand(s) for k, s in unet.shapes(network, config.entries(network)).items()}
+    not_told = ("image_size", "num_heads", "num_head_channels", "use_new_attention_order")
+    not_told += ("noise_schedule", "diffusion_steps", "rescale_timesteps")
+    given = {k: v for k, v in PRESETS[preset].items() if k in not_told}
+    assert UNetConfig.read(given, told_by(state)) == config
+
+
+def test_a_preset_is_changed_by_either_name():
+    for name in ("num_channels", "model_channels"):
+        assert UNetConfig.read({name: 64}, PRESETS["ffhq256"]).model_channels == 64
+    read = UNetConfig.read({"learn_sigma": False}, PRESETS["ffhq256"])
+    assert read.out_channels == 3 and UNetConfig.read({"in_channels": 1}, PRESETS["ffhq256"]).out_channels == 2
+    assert UNetConfig.read({"out_channels": 3}, PRESETS["ffhq256"]).out_channels == 3
+    assert UNetConfig.read({"class_cond": False}, PRESETS["imagenet256-cond"]).num_classes is None
+
+
+def test_heads_count_only_where_there_is_attention():
+    config = {**TINY, "num_channels": 32, "channel_mult": (1, 2), "num_head_channels": 64}
+    assert UNetConfig.read(config).head_size(64) == 64  # not a divisor of the first level's 32
+
+
+def test_rescaled_times_are_what_the_network_is_told(saved):
+    config = {**TINY, "diffusion_steps": 4000, "noise_schedule": "cosine"}
+    path, (x, _) = saved(guided_diffusion_weights(config)), inputs()
+    rescaled = load_guided_diffusion(path, precision="float32", rescale_timesteps=True, **config)
+    plain = load_guided_diffusion(path, precision="float32", **config)
+    assert rescaled.schedule.T == 4000
+    t = torch.tensor([12, 3484])
+    assert torch.equal(rescaled.network(x, t), plain.network(x, t // 4))
+    thinned = rescaled.on(rescaled.schedule.respaced(20))
+    expected = rescaled.network(x, torch.full((2,), thinned.schedule.timestep(7)))
+    torch.testing.assert_close(thinned.predict(x, 7).eps, expected[:, :3])

@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from layouts import CASES
 from safetensors.torch import save_file
 
 from invdiff import registry
@@ -143,6 +144,22 @@ def test_edm_s_pickles_are_named_and_never_run(tmp_path):
     with pytest.raises(InvdiffError, match=r"pickle.*not run.*EDMBackbone\(net, image_shape="):
         load_backbone(tmp_path / "edm-ffhq.pkl")
     assert not (tmp_path / "created").exists()
+
+
+# ---- what they hold -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_loaded_network_computes_what_the_layout_says(case, tmp_path):
+    output, gradient = case.compare(tmp_path)
+    assert output < 1e-5 and gradient < 1e-4
+
+
+def test_a_latent_model_of_lightning_is_refused(tmp_path):
+    state = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1), "first_stage_model.a": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "ldm.ckpt")
+    with pytest.raises(InvdiffError, match=r"latent.*first_stage_model\.a"):
+        load_backbone(tmp_path / "ldm.ckpt")
 
 
 # ---- nothing is believed before it is checked ---------------------------------------------------------------

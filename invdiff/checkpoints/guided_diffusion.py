@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from invdiff.backbones.unet import build
 from invdiff.checkpoints import layout as unet
 from invdiff.checkpoints.formats import TensorFormat, register_format
 from invdiff.checkpoints.reading import read_state_dict
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import flag, known, one_of, whole
+from invdiff.errors import InvdiffError
 
 _ADM: dict[str, Any] = {
     "image_size": 256,
@@ -34,19 +36,81 @@ _ADM: dict[str, Any] = {
     "resblock_updown": True,
     "learn_sigma": True,
 }
+_IDDPM: dict[str, Any] = {
+    "image_size": 64,
+    "model_channels": 128,
+    "num_res_blocks": 3,
+    "num_heads": 4,
+    "attention_resolutions": "16,8",
+    "use_scale_shift_norm": True,
+    "learn_sigma": True,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 4000,
+    "rescale_timesteps": True,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "imagenet256-uncond": _ADM,
     "imagenet256-cond": {**_ADM, "class_cond": True},
+    "imagenet64-cond": {
+        **_ADM,
+        "image_size": 64,
+        "model_channels": 192,
+        "num_res_blocks": 3,
+        "attention_resolutions": "32,16,8",
+        "channel_mult": (1, 2, 3, 4),
+        "use_new_attention_order": True,
+        "noise_schedule": "cosine",
+        "class_cond": True,
+    },
+    "imagenet128-cond": {
+        **_ADM,
+        "image_size": 128,
+        "attention_resolutions": "32,16,8",
+        "channel_mult": (1, 1, 2, 3, 4),
+        "num_head_channels": -1,
+        "num_heads": 4,
+        "class_cond": True,
+    },
+    "imagenet512-cond": {
+        **_ADM,
+        "image_size": 512,
+        "attention_resolutions": "32,16,8",
+        "channel_mult": (0.5, 1, 1, 2, 2, 4, 4),
+        "class_cond": True,
+    },
+    "lsun-bedroom256": _ADM,
+    "lsun-cat256": _ADM,
+    "lsun-horse256": _ADM,
     "celebahq256-repaint": _ADM,
     "places256-repaint": _ADM,
     "ffhq256": {**_ADM, "model_channels": 128, "num_res_blocks": 1, "attention_resolutions": (16,)},
+    "imagenet64-iddpm": _IDDPM,
+    "imagenet64-cond-iddpm": {**_IDDPM, "model_channels": 192, "class_cond": True, "rescale_timesteps": False},
+    "cifar10-iddpm": {**_IDDPM, "image_size": 32},
+    "lsun-bedroom256-iddpm": {
+        **_IDDPM,
+        "image_size": 256,
+        "num_res_blocks": 2,
+        "num_heads": 1,
+        "attention_resolutions": "16",
+        "use_scale_shift_norm": False,
+        "noise_schedule": "linear",
+        "diffusion_steps": 1000,
+        "rescale_timesteps": False,
+    },
 }
-"""Configurations of published files, in guided-diffusion's own words."""
+"""Configurations of published files, in the words of guided-diffusion and, for those called iddpm, improved-diffusion."""
 
 CLASSES = 1000
 """What ``class_cond=True`` means in guided-diffusion: ImageNet's classes."""
 
-_MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
+_MULTIPLIERS = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
 _GROUPS = 32
 _IRRELEVANT = (
     "dropout",
@@ -56,7 +120,10 @@ _IRRELEVANT = (
     "use_kl",
     "rescale_learned_sigmas",
     "model_path",
+    "sigma_small",
 )
+_FLAGS = ("use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "predict_xstart", "rescale_timesteps")
+_REQUIRED = ("image_size", "model_channels", "num_res_blocks", "attention_resolutions")
 
 
 @dataclass(frozen=True)
@@ -80,6 +147,8 @@ class UNetConfig:
         use_new_attention_order: rows of the fused q, k, v are [3, heads, channels] instead of [heads, 3, channels].
         noise_schedule, diffusion_steps: ``"linear"`` or ``"cosine"``, and how many times.
         predict_xstart: the network returns the clean image instead of the noise.
+        rescale_timesteps: the network is told the time times ``1000 / diffusion_steps``, as improved-diffusion's scripts
+            have it by default and guided-diffusion's have not.
     """
 
     image_size: int
@@ -98,45 +167,30 @@ class UNetConfig:
     noise_schedule: str = "linear"
     diffusion_steps: int = 1000
     predict_xstart: bool = False
+    rescale_timesteps: bool = False
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> UNetConfig:
+    def read(cls, config: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> UNetConfig:
         """From guided-diffusion's names, of its constructor or of its scripts.
 
+        Args:
+            config: the names and their values.
+            over: a configuration that `config` changes single entries of, such as a preset.
+
         Raises:
-            InvdiffError: a name that isn't known, a value out of its range, or a feature that isn't supported.
+            InvdiffError: a name that isn't known, a value out of its range, two that contradict each other, or a feature
+                that isn't supported.
         """
-        given = {k: v for k, v in config.items() if k not in _IRRELEVANT}
-        if "num_channels" in given:
-            given.setdefault("model_channels", given.pop("num_channels"))
-        if given.pop("class_cond", False) and given.get("num_classes") is None:
-            given["num_classes"] = CLASSES
-        learn_sigma = given.pop("learn_sigma", None)
-        if learn_sigma is not None and "out_channels" not in given:
-            given["out_channels"] = given.get("in_channels", 3) * (2 if learn_sigma else 1)
-        for name, supported in (("dims", (2,)), ("conv_resample", (True,)), ("num_heads_upsample", (-1,))):
-            if given.pop(name, supported[0]) not in supported:
-                raise InvdiffError(f"{name} must be {supported[0]}, the only supported value, got {config[name]!r}")
-        if given.pop("rescale_timesteps", False) and given.get("diffusion_steps", 1000) != 1000:
-            raise InvdiffError(
-                "rescale_timesteps is only supported with diffusion_steps=1000, where it changes nothing"
-            )
-        names = [f.name for f in fields(cls)]
-        for key in given:
-            if key not in names:
-                known = [*names, "num_channels", "class_cond", "learn_sigma"]
-                raise InvdiffError(
-                    f"unknown configuration name {key!r}; one of {', '.join(known)}.{near_match(key, known)}"
-                )
-        for key in ("image_size", "model_channels", "num_res_blocks", "attention_resolutions"):
+        given = {**_own_names(over or {}), **_own_names(config)}
+        for key in _REQUIRED:
             if key not in given:
                 raise InvdiffError(f"the configuration lacks {key}; give it, or preset=, one of {', '.join(PRESETS)}")
-        for key in ("image_size", "model_channels", "num_res_blocks", "in_channels", "out_channels", "diffusion_steps"):
-            value = given.get(key, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvdiffError(f"{key} must be a whole number of at least 1, got {value!r}")
         given["channel_mult"] = _multipliers(given.get("channel_mult"), given["image_size"])
         given["attention_resolutions"] = _factors(given["attention_resolutions"], given["image_size"])
+        learn_sigma = given.pop("learn_sigma", None)
+        if learn_sigma is not None:
+            given.setdefault("in_channels", 3)
+            given["out_channels"] = given["in_channels"] * (2 if learn_sigma else 1)
         read = cls(**given)
         read._check()
         return read
@@ -151,8 +205,9 @@ class UNetConfig:
                 raise InvdiffError(
                     f"model_channels * channel_mult must be a multiple of {_GROUPS}, got {channels} at level {level}"
                 )
+            last = level == len(self.channels) - 1  # the middle attends at its size
             heads = self.head_size(channels)
-            if heads < 1 or channels % heads:
+            if (last or 2**level in self.attention_resolutions) and (heads < 1 or channels % heads):
                 raise InvdiffError(f"{channels} channels at level {level} cannot be divided into heads of {heads}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise InvdiffError(
@@ -211,6 +266,8 @@ class UNetConfig:
             network.time_proj = Timesteps(self.model_channels, True, 0)
             with torch.device("meta"):
                 network.time_embedding = TimestepEmbedding(self.model_channels, 4 * self.model_channels)
+        if self.rescale_timesteps:
+            network.time_proj.scale = 1000 / self.diffusion_steps  # type: ignore[union-attr, assignment]
         for module in network.modules():
             if type(module).__name__ == "Attention":
                 attention: Any = module
@@ -261,12 +318,15 @@ def load_guided_diffusion(
     """A checkpoint in guided-diffusion's layout as a backbone, for images (B, 3, H, W) in [-1, 1].
 
         load_guided_diffusion("256x256_diffusion_uncond.pt", preset="imagenet256-uncond")
+        load_guided_diffusion("mine.pt", image_size=64, num_heads=4)
         load_guided_diffusion("mine.pt", image_size=64, num_channels=128, num_res_blocks=2, num_heads=4,
                               attention_resolutions="16,8", use_scale_shift_norm=True, learn_sigma=True)
 
     Args:
         path: the file, `torch.save`'s or safetensors; float16 ones are widened.
         preset: one of `PRESETS`. With neither a preset nor a configuration, the preset that fits the file is taken.
+            Without a preset, what is left out of the configuration and the file tells (all but the image size, the
+            heads and the schedule) is read off the file.
         precision, compile, device, checkpointing: see `NetworkBackbone`.
         class_labels: for a class-conditional network: one label, or a long tensor (B,).
         sha256: checksum of the file, compared first when given.
@@ -282,18 +342,21 @@ def load_guided_diffusion(
             missing and the first unexpected tensor and the preset that fits best; labels missing, out of range or
             of no use.
 
-    Source: the layout of github.com/openai/guided-diffusion, `guided_diffusion/unet.py`.
+    Source: the layout of github.com/openai/guided-diffusion, `guided_diffusion/unet.py`, and of openai/improved-diffusion.
     """
-    if preset is not None and preset not in PRESETS:
-        raise InvdiffError(f"unknown preset {preset!r}; one of {', '.join(PRESETS)}.{near_match(str(preset), PRESETS)}")
-    config = UNetConfig.read({**PRESETS.get(preset or "", {}), **model_config}) if preset or model_config else None
-    if config is not None:
+    if preset is not None:
+        one_of("preset", preset, PRESETS)
+    config = None
+    if preset is not None or all(key in _own_names(model_config) for key in _REQUIRED):
+        config = UNetConfig.read(model_config, PRESETS.get(preset or ""))
         check_labels(class_labels, config.num_classes)
     file = Path(path).expanduser() if isinstance(path, str | os.PathLike) else path
     state = read_state_dict(file, sha256=sha256)
     if config is None:
-        preset = _fitting(state, file)
-        config = UNetConfig.read(PRESETS[preset])
+        _check_layout(state, file)
+        if not model_config:
+            preset = _fitting(state, file)
+        config = UNetConfig.read(model_config, PRESETS[preset] if preset else told_by(state))
         check_labels(class_labels, config.num_classes)
     network = config.network()
     unet.fill(network, config.entries(network), state, file, lambda: _best_preset(state))
@@ -380,6 +443,80 @@ def _attentions(config: UNetConfig) -> Iterator[tuple[str, str]]:
 # ---- reading what was given ---------------------------------------------------------------------------------
 
 
+def _own_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration in the names of `UNetConfig`'s attributes, and ``learn_sigma`` where out_channels is not given."""
+    given = {k: v for k, v in config.items() if k not in _IRRELEVANT}
+    names = [f.name for f in fields(UNetConfig)]
+    for name in ("dims", "conv_resample", "num_heads_upsample"):
+        accepted = {"dims": (2,), "conv_resample": (True,), "num_heads_upsample": (-1, config.get("num_heads", -1))}[
+            name
+        ]
+        if given.pop(name, accepted[0]) not in accepted:
+            raise InvdiffError(f"{name} must be {accepted[0]}, the only supported value, got {config[name]!r}")
+    known("guided-diffusion", given, [*names, "num_channels", "class_cond", "learn_sigma"], "configuration name")
+    for name in (*_FLAGS, "class_cond", "learn_sigma"):
+        if name in given:
+            flag(name, given[name])
+    for name in ("image_size", "model_channels", "num_channels", "num_res_blocks", "in_channels", "out_channels"):
+        if name in given:
+            whole(name, given[name], 1, 1 << 16)
+    if "diffusion_steps" in given:
+        whole("diffusion_steps", given["diffusion_steps"], 1, 1_000_000)
+    if given.get("num_classes") is not None:
+        whole("num_classes", given["num_classes"], 1)
+    for name in ("num_heads", "num_head_channels"):
+        whole(name, given.get(name, -1), -1)
+    if "num_channels" in given:
+        _same(
+            "num_channels", "model_channels", given["num_channels"], given.get("model_channels", given["num_channels"])
+        )
+        given["model_channels"] = given.pop("num_channels")
+    if "class_cond" in given:
+        conditional = given.pop("class_cond")
+        classes = given.get("num_classes", CLASSES if conditional else None)
+        _same("class_cond", "num_classes is not None", conditional, classes is not None)
+        given["num_classes"] = classes
+    if "out_channels" in given and "learn_sigma" in given:
+        channels = given.get("in_channels", 3) * (2 if given.pop("learn_sigma") else 1)
+        _same("out_channels", "what learn_sigma makes of in_channels", given["out_channels"], channels)
+    elif "out_channels" in given:
+        given["learn_sigma"] = None  # over a preset's
+    return given
+
+
+def _same(one: str, other: str, value: Any, expected: Any) -> None:
+    if value != expected:
+        raise InvdiffError(f"{one} and {other} contradict each other: {value!r} and {expected!r}; give one of them")
+
+
+def told_by(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the tensors of a file tell of its configuration: all but the image size, the heads and the schedule.
+
+    Args:
+        state: the tensors, with the names of the layout.
+    """
+    n, ends = 0, []  # blocks of the way up after which the resolution changes: the last of each level but the finest
+    while f"output_blocks.{n}.0.in_layers.0.weight" in state:
+        further = [f"output_blocks.{n}.{i}.{leaf}" for i in (1, 2) for leaf in ("conv.weight", "in_layers.0.weight")]
+        if any(name in state for name in further):
+            ends.append(n)
+        n += 1
+    residual, base = (ends[0] if ends else n - 1), state["time_embed.0.weight"].shape[1]
+    firsts = [f"input_blocks.{1 + level * (residual + 1)}" for level in range(len(ends) + 1)]
+    outs = [state[f"{first}.0.in_layers.2.weight"].shape[0] for first in firsts]
+    return {
+        "model_channels": base,
+        "num_res_blocks": residual,
+        "channel_mult": tuple(c // base if c % base == 0 else c / base for c in outs),
+        "attention_resolutions": tuple(2**i for i, first in enumerate(firsts) if f"{first}.1.qkv.weight" in state),
+        "in_channels": state["input_blocks.0.0.weight"].shape[1],
+        "out_channels": state["out.2.weight"].shape[0],
+        "num_classes": state["label_emb.weight"].shape[0] if "label_emb.weight" in state else None,
+        "use_scale_shift_norm": state[f"{firsts[0]}.0.emb_layers.1.weight"].shape[0] == 2 * outs[0],
+        "resblock_updown": not any(name.endswith(".0.op.weight") for name in state),
+    }
+
+
 def _multipliers(given: Any, image_size: int) -> tuple[float, ...]:
     if given is None or given == "" or given == ():
         if image_size not in _MULTIPLIERS:
@@ -433,17 +570,29 @@ def check_labels(labels: int | Tensor | None, classes: int | None) -> None:
         raise InvdiffError(f"class_labels must be 0..{classes - 1}, got {int(values.min())} to {int(values.max())}")
 
 
+def _check_layout(state: Mapping[str, Tensor], file: Path) -> None:
+    wanted = (*GuidedDiffusion.present, "input_blocks.1.0.in_layers.2.weight", "input_blocks.1.0.emb_layers.1.weight")
+    if missing := [name for name in wanted if name not in state]:
+        raise InvdiffError(
+            f"path {file} is no file of guided-diffusion: of {len(state)} tensors, starting with {', '.join(list(state)[:3])}, "
+            f"none is {missing[0]}. A file without output_blocks is a classifier: load_classifier."
+        )
+
+
+@lru_cache(maxsize=32)
+def _preset_shapes(config: UNetConfig) -> Mapping[str, tuple[int, ...]]:
+    network = config.network()
+    return unet.shapes(network, config.entries(network))
+
+
 def _fits(state: Mapping[str, Tensor]) -> dict[str, float]:
     """How well each preset fits, 1 for perfectly."""
-    known: dict[int, float] = {}
-    fits = {}
-    for name, preset in PRESETS.items():
-        if id(preset) not in known:
-            config = UNetConfig.read(preset)
-            network = config.network()
-            known[id(preset)] = unet.overlap(unet.shapes(network, config.entries(network)), state)
-        fits[name] = known[id(preset)]
-    return fits
+    base = state["time_embed.0.weight"].shape[-1] if "time_embed.0.weight" in state else None
+    configs = {name: UNetConfig.read(preset) for name, preset in PRESETS.items()}
+    return {
+        name: unet.overlap(_preset_shapes(config), state) if config.model_channels == base else 0.0
+        for name, config in configs.items()
+    }
 
 
 def _best_preset(state: Mapping[str, Tensor]) -> str:
@@ -460,8 +609,9 @@ def _best_preset(state: Mapping[str, Tensor]) -> str:
 def _fitting(state: Mapping[str, Tensor], file: Path) -> str:
     fits = _fits(state)
     if max(fits.values()) < 1:
+        told = ", ".join(f"{name}={value!r}" for name, value in told_by(state).items())
         raise InvdiffError(
-            f"path {file} fits no preset exactly; give its configuration (image_size=, num_channels=, ...). "
-            f"{_best_preset(state)}"
+            f"path {file} fits no preset exactly; give what a file doesn't tell: image_size=, num_head_channels= or num_heads=, "
+            f"and where they are not the defaults noise_schedule=, diffusion_steps=, ... It tells {told}. {_best_preset(state)}"
         )
     return max(fits, key=lambda n: fits[n])

@@ -77,9 +77,9 @@ def _elsewhere(
     parameters: int,
     preset: str | None,
     address: str | None = None,
+    size: int = 256,
 ) -> KnownCheckpoint:
     loader = "load_ddpm" if preset is None else "load_guided_diffusion"
-    size = 256
     given = "" if preset is None else f', preset="{preset}"'
     return KnownCheckpoint(
         name=name,
@@ -95,9 +95,25 @@ def _elsewhere(
     )
 
 
+def _openai(preset: str, title: str, file: str, parameters: int, size: int) -> KnownCheckpoint:
+    """One of guided-diffusion's files, or of improved-diffusion's, whose presets are called iddpm."""
+    improved = preset.endswith("iddpm")
+    project, folder = ("improved-diffusion", "march-2021") if improved else ("guided-diffusion", "jul-2021")
+    return _elsewhere(
+        preset,
+        title,
+        f"https://github.com/openai/{project}",
+        file,
+        f"{_UNSTATED}; the code beside them is MIT" if improved else _RESEARCH,
+        parameters,
+        preset,
+        address=f"https://openaipublic.blob.core.windows.net/diffusion/{folder}/{file}",
+        size=size,
+    )
+
+
 _UNSTATED = "not stated for the weights"
 _RESEARCH = "for research only, not for commercial use (model card); the code beside them is MIT"
-_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 KNOWN: dict[str, KnownCheckpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
@@ -109,25 +125,73 @@ KNOWN: dict[str, KnownCheckpoint] = {
         _ddpm("ddpm-bedroom-256", "bedrooms (LSUN)", 256),
         _ddpm("ddpm-ema-bedroom-256", "bedrooms (LSUN), averaged weights", 256),
         _ddpm("ddpm-cifar10-32", "small photographs (CIFAR-10)", 32),
-        _elsewhere(
+        _openai(
             "imagenet256-uncond",
             "ImageNet, unconditional, 256x256 (Dhariwal & Nichol, 2021)",
-            "https://github.com/openai/guided-diffusion",
             "256x256_diffusion_uncond.pt",
-            _RESEARCH,
             552_814_086,
-            "imagenet256-uncond",
-            address=f"{_OPENAI}/256x256_diffusion_uncond.pt",
+            256,
         ),
-        _elsewhere(
+        _openai(
             "imagenet256-cond",
             "ImageNet, 1,000 classes, 256x256 (Dhariwal & Nichol, 2021)",
-            "https://github.com/openai/guided-diffusion",
             "256x256_diffusion.pt",
-            _RESEARCH,
             553_838_086,
-            "imagenet256-cond",
-            address=f"{_OPENAI}/256x256_diffusion.pt",
+            256,
+        ),
+        _openai(
+            "imagenet64-cond",
+            "ImageNet, 1,000 classes, 64x64 (Dhariwal & Nichol, 2021)",
+            "64x64_diffusion.pt",
+            295_904_454,
+            64,
+        ),
+        _openai(
+            "imagenet128-cond",
+            "ImageNet, 1,000 classes, 128x128 (Dhariwal & Nichol, 2021)",
+            "128x128_diffusion.pt",
+            421_529_606,
+            128,
+        ),
+        _openai(
+            "imagenet512-cond",
+            "ImageNet, 1,000 classes, 512x512 (Dhariwal & Nichol, 2021)",
+            "512x512_diffusion.pt",
+            558_997_638,
+            512,
+        ),
+        _openai(
+            "lsun-bedroom256", "bedrooms (LSUN), 256x256 (Dhariwal & Nichol, 2021)", "lsun_bedroom.pt", 552_814_086, 256
+        ),
+        _openai("lsun-cat256", "cats (LSUN), 256x256 (Dhariwal & Nichol, 2021)", "lsun_cat.pt", 552_814_086, 256),
+        _openai("lsun-horse256", "horses (LSUN), 256x256 (Dhariwal & Nichol, 2021)", "lsun_horse.pt", 552_814_086, 256),
+        _openai(
+            "imagenet64-iddpm",
+            "ImageNet, unconditional, 64x64 (Nichol & Dhariwal, 2021)",
+            "imagenet64_uncond_100M_1500K.pt",
+            121_063_942,
+            64,
+        ),
+        _openai(
+            "imagenet64-cond-iddpm",
+            "ImageNet, 1,000 classes, 64x64 (Nichol & Dhariwal, 2021)",
+            "imagenet64_cond_270M_250K.pt",
+            273_049_350,
+            64,
+        ),
+        _openai(
+            "cifar10-iddpm",
+            "small photographs (CIFAR-10), 32x32 (Nichol & Dhariwal, 2021)",
+            "cifar10_uncond_50M_500K.pt",
+            52_546_438,
+            32,
+        ),
+        _openai(
+            "lsun-bedroom256-iddpm",
+            "bedrooms (LSUN), 256x256 (Nichol & Dhariwal, 2021)",
+            "lsun_uncond_100M_1200K_bs128.pt",
+            113_676_678,
+            256,
         ),
         _elsewhere(
             "celebahq256-repaint",

@@ -314,6 +314,10 @@ def bare(state: Mapping[str, _V]) -> dict[str, _V]:
     if any(k.startswith("ema_model.") for k in state):
         return bare(_under("ema_model.", state))
     if any(k.startswith(_DIFFUSION) for k in state):
+        if latent := [k for k in state if k.startswith(("first_stage_model.", "cond_stage_model."))]:
+            raise InvdiffError(
+                f"a latent or conditioned diffusion model is not supported, it has {latent[0]}: its network sees no pixels"
+            )
         raw = _under(_DIFFUSION, state)
         averaged = {k: f"model_ema.diffusion_model{k.replace('.', '')}" for k in raw}
         return bare({k: state.get(averaged[k], v) for k, v in raw.items()})

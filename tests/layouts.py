@@ -1,0 +1,409 @@
+"""Small networks in the layouts of published files, and what they compute.
+
+Each is written once more here from the names and shapes of the layout, independently of the loaders, so that a loader and
+its check share nothing. `CASES` are files of every layout with the function that they hold: the tests compare, and
+`benchmarks/formats.py` writes the differences into the documentation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from invdiff.checkpoints import layout as unet
+from invdiff.checkpoints.guided_diffusion import UNetConfig
+
+# ---- guided-diffusion and improved-diffusion --------------------------------------------------------------------
+
+TINY = {
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": "8",
+    "channel_mult": (1, 2),
+    "num_head_channels": 16,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+    "learn_sigma": True,
+}
+
+
+def guided_diffusion(state, x, t, *, channels, res_blocks, heads, new_order=False, y=None):
+    """guided-diffusion's forward pass, read off the names of a state dict. Returns the output and the names it used."""
+    used = set()
+
+    def take(name):
+        used.update(n for n in (f"{name}.weight", f"{name}.bias") if n in state)
+        return state[f"{name}.weight"], state.get(f"{name}.bias")
+
+    def norm(name, h):
+        return F.group_norm(h, 32, *take(name), eps=1e-5)
+
+    def conv(name, h, **options):
+        return F.conv2d(h, *take(name), **options)
+
+    def residual(name, h, resample=None):
+        shortcut, h = h, F.silu(norm(f"{name}.in_layers.0", h))
+        if resample is not None:
+            shortcut, h = resample(shortcut), resample(h)
+        h = conv(f"{name}.in_layers.2", h, padding=1)
+        shift = F.linear(F.silu(emb), *take(f"{name}.emb_layers.1"))[..., None, None]
+        if shift.shape[1] == 2 * h.shape[1]:
+            scale, shift = shift.chunk(2, 1)
+            h = norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
+        else:
+            h = norm(f"{name}.out_layers.0", h + shift)
+        h = conv(f"{name}.out_layers.3", F.silu(h), padding=1)
+        if f"{name}.skip_connection.weight" in state:
+            shortcut = conv(f"{name}.skip_connection", shortcut)
+        return shortcut + h
+
+    def attention(name, h):
+        flat = h.flatten(2)
+        qkv = F.conv1d(norm(f"{name}.norm", flat), *take(f"{name}.qkv"))
+        n = heads(h.shape[1])
+        if new_order:
+            q, k, v = (part.unflatten(1, (n, -1)) for part in qkv.chunk(3, 1))
+        else:
+            q, k, v = qkv.unflatten(1, (n, -1)).chunk(3, 2)
+        weight = torch.einsum("bnct,bncs->bnts", q, k) / math.sqrt(q.shape[2])
+        mixed = torch.einsum("bnts,bncs->bnct", weight.softmax(-1), v).flatten(1, 2)
+        return (flat + F.conv1d(mixed, *take(f"{name}.proj_out"))).reshape(h.shape)
+
+    def double(h):
+        return F.interpolate(h, scale_factor=2, mode="nearest")
+
+    def block(name, h, up=False):
+        i = 0
+        while any(k.startswith(f"{name}.{i}.") for k in state):
+            part = f"{name}.{i}"
+            if f"{part}.qkv.weight" in state:
+                h = attention(part, h)
+            elif f"{part}.op.weight" in state:
+                h = conv(f"{part}.op", h, stride=2, padding=1)
+            elif f"{part}.conv.weight" in state:
+                h = conv(f"{part}.conv", double(h), padding=1)
+            elif f"{part}.in_layers.0.weight" in state:
+                down = name.startswith("input") and int(name.split(".")[1]) % (res_blocks + 1) == 0
+                resample = (lambda z: F.avg_pool2d(z, 2)) if down else double if up and i > 0 else None
+                h = residual(part, h, resample)
+            else:
+                h = conv(part, h, padding=1)
+            i += 1
+        return h
+
+    half = channels // 2
+    angles = t[:, None].double() * torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float64) / half)
+    emb = torch.cat([angles.cos(), angles.sin()], 1).to(x.dtype)
+    emb = F.linear(F.silu(F.linear(emb, *take("time_embed.0"))), *take("time_embed.2"))
+    if y is not None:
+        used.add("label_emb.weight")
+        emb = emb + state["label_emb.weight"][y]
+    h, kept = x, []
+    for n in range(1 + max(int(k.split(".")[1]) for k in state if k.startswith("input_blocks"))):
+        h = block(f"input_blocks.{n}", h)
+        kept.append(h)
+    h = residual("middle_block.2", attention("middle_block.1", residual("middle_block.0", h)))
+    for n in range(len(kept)):
+        h = block(f"output_blocks.{n}", torch.cat([h, kept.pop()], 1), up=True)
+    return conv("out.2", F.silu(norm("out.0", h)), padding=1), used
+
+
+def guided_diffusion_weights(config, seed=0, dtype=torch.float32):
+    """Random weights of moderate size, under guided-diffusion's names and in its shapes."""
+    read, state = UNetConfig.read(config), {}
+    network, generator = read.network(), torch.Generator().manual_seed(seed)
+    for name, shape in unet.shapes(network, read.entries(network)).items():
+        values = torch.randn(shape, generator=generator)
+        if len(shape) > 1:
+            values /= math.sqrt(math.prod(shape[1:]))
+            if name.endswith(("qkv.weight", "proj_out.weight")):
+                values = values[..., None]
+            elif "skip_connection" in name:
+                values = values[..., None, None]
+        else:
+            values = 0.1 * values + (name.endswith("weight"))
+        state[name] = values.to(dtype)
+    return state
+
+
+# ---- the DDPM network -------------------------------------------------------------------------------------------
+
+
+def ddpm_norm(channels):
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class Residual(nn.Module):
+    def __init__(self, inside, outside, time):
+        super().__init__()
+        self.norm1, self.conv1 = ddpm_norm(inside), nn.Conv2d(inside, outside, 3, padding=1)
+        self.temb_proj = nn.Linear(time, outside)
+        self.norm2, self.conv2 = ddpm_norm(outside), nn.Conv2d(outside, outside, 3, padding=1)
+        if inside != outside:
+            self.nin_shortcut = nn.Conv2d(inside, outside, 1)
+
+    def forward(self, x, time):
+        h = self.conv1(F.silu(self.norm1(x))) + self.temb_proj(F.silu(time))[..., None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class Attention(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = ddpm_norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x):
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2) for f in (self.q, self.k, self.v))
+        weight = (q.transpose(1, 2) @ k / math.sqrt(x.shape[1])).softmax(-1)
+        return x + self.proj_out((v @ weight.transpose(1, 2)).reshape(x.shape))
+
+
+class Resample(nn.Module):
+    def __init__(self, channels, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=0 if stride == 2 else 1)
+
+    def forward(self, x):
+        if self.conv.stride == (2, 2):
+            return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+class Level(nn.Module):
+    def __init__(self, ins, outside, time, attended):
+        super().__init__()
+        self.block = nn.ModuleList(Residual(i, outside, time) for i in ins)
+        self.attn = nn.ModuleList(Attention(outside) for _ in ins if attended)
+
+
+class DDPM(nn.Module):
+    def __init__(self, ch=32, mult=(1, 2, 2), blocks=2, attended=(1,), image=3, out=3):
+        super().__init__()
+        self.ch, time, widths = ch, 4 * ch, [ch * m for m in mult]
+        self.temb = nn.Module()
+        self.temb.dense = nn.ModuleList([nn.Linear(ch, time), nn.Linear(time, time)])
+        self.conv_in = nn.Conv2d(image, ch, 3, padding=1)
+        self.down, kept, inside = nn.ModuleList(), [ch], ch
+        for i, width in enumerate(widths):
+            level = Level([inside, *[width] * (blocks - 1)], width, time, i in attended)
+            kept, inside = kept + [width] * blocks, width
+            if i < len(mult) - 1:
+                level.downsample = Resample(width, 2)
+                kept.append(width)
+            self.down.append(level)
+        self.mid = nn.Module()
+        self.mid.block_1, self.mid.attn_1 = Residual(inside, inside, time), Attention(inside)
+        self.mid.block_2 = Residual(inside, inside, time)
+        ups = []
+        for i, width in reversed(list(enumerate(widths))):
+            ins = []
+            for _ in range(blocks + 1):
+                ins.append(inside + kept.pop())
+                inside = width
+            level = Level(ins, width, time, i in attended)
+            if i > 0:
+                level.upsample = Resample(width, 1)
+            ups.insert(0, level)
+        self.up = nn.ModuleList(ups)
+        self.norm_out, self.conv_out = ddpm_norm(inside), nn.Conv2d(inside, out, 3, padding=1)
+
+    def forward(self, x, t):
+        half = self.ch // 2
+        angles = t[:, None].float() * torch.exp(-math.log(1e4) * torch.arange(half) / (half - 1))
+        first, second = self.temb.dense
+        time = second(F.silu(first(torch.cat([angles.sin(), angles.cos()], 1))))
+        kept = [self.conv_in(x)]
+        for level in self.down:
+            for i, block in enumerate(level.block):
+                h = block(kept[-1], time)
+                kept.append(level.attn[i](h) if level.attn else h)
+            if hasattr(level, "downsample"):
+                kept.append(level.downsample(kept[-1]))
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(kept[-1], time)), time)
+        for level in reversed(self.up):
+            for i, block in enumerate(level.block):
+                h = block(torch.cat([h, kept.pop()], 1), time)
+                h = level.attn[i](h) if level.attn else h
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def ddpm_made(seed=0, **shape):
+    """A reference network whose norms and biases are not the trivial ones."""
+    torch.manual_seed(seed)
+    network = DDPM(**shape).eval()
+    for p in network.parameters():
+        if p.ndim == 1:
+            p.data += 0.1 * torch.randn_like(p)
+    return network
+
+
+# ---- files of every layout, and the function that they hold -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file of some layout.
+
+    Attributes:
+        layout: whose it is.
+        variant: what is particular about it.
+        make: writes it into a folder; returns ``(ours, theirs)``, two functions of (x, t): the loaded network and the reference.
+        shape: of the images, (C, H, W).
+        times: of a batch of two.
+    """
+
+    layout: str
+    variant: str
+    make: Callable[[Path], tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]]
+    shape: tuple[int, int, int] = (3, 16, 16)
+    times: tuple[int, int] = (3, 871)
+
+    def __str__(self) -> str:
+        return f"{self.layout}: {self.variant}"
+
+    def compare(self, folder: Path, seed: int = 1) -> tuple[float, float]:
+        """Largest difference over largest value, of the output and of the gradient of its squares' sum by the image."""
+        ours, theirs = self.make(folder)
+        generator = torch.Generator().manual_seed(seed)
+        x, t = torch.randn(2, *self.shape, generator=generator), torch.tensor(self.times)
+        results = []
+        for function in (ours, theirs):
+            image = x.clone().requires_grad_()
+            out = function(image, t)
+            (out**2).sum().backward()
+            results.append((out.detach(), image.grad))
+        return tuple(
+            float((a - b).abs().max() / b.abs().max())
+            for a, b in zip(*results, strict=True)  # type: ignore[union-attr]
+        )
+
+
+def _loaded(path: Path, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    from invdiff import load_backbone
+
+    return load_backbone(path, precision="float32", **options).network
+
+
+def guided_diffusion_case(
+    write: Callable[[dict[str, Tensor], Path], Path], told: tuple[str, ...] | None = None, **changes: Any
+) -> Callable[[Path], Any]:
+    """A file with the configuration `TINY`, changed; `told` names what the loader is given of it, by default all."""
+
+    def make(folder: Path) -> Any:
+        config = {**TINY, **changes}
+        config = {k: v for k, v in config.items() if v is not None}
+        read, state = UNetConfig.read(config), guided_diffusion_weights(config)
+        labels = torch.tensor([1, 4]) if "num_classes" in config else None
+        given = config if told is None else {k: config[k] for k in told}
+
+        def theirs(x: Tensor, t: Tensor) -> Tensor:
+            scale = 1000 / read.diffusion_steps if read.rescale_timesteps else 1
+            out, used = guided_diffusion(
+                state,
+                x,
+                t * scale,
+                channels=read.model_channels,
+                res_blocks=read.num_res_blocks,
+                heads=lambda c: c // read.head_size(c),
+                new_order=read.use_new_attention_order,
+                y=labels,
+            )
+            assert used == state.keys()
+            return out
+
+        return _loaded(write(state, folder), class_labels=labels, **given), theirs
+
+    return make
+
+
+def torch_file(name: str, wrap: Callable[[dict[str, Tensor]], Any] = dict) -> Callable[[dict[str, Tensor], Path], Path]:
+    def write(state: dict[str, Tensor], folder: Path) -> Path:
+        torch.save(wrap(state), folder / name)
+        return folder / name
+
+    return write
+
+
+def safetensors_file(state: dict[str, Tensor], folder: Path) -> Path:
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def ldm(state: dict[str, Tensor]) -> dict[str, Any]:
+    """A Lightning checkpoint of a pixel-space model of LDM's code: raw weights, averaged ones, the schedule's buffers."""
+    raw = {f"model.diffusion_model.{k}": v + 1 for k, v in state.items()}
+    averaged = {f"model_ema.diffusion_model{k.replace('.', '')}": v for k, v in state.items()}
+    other = {"betas": torch.linspace(1e-4, 0.02, 1000), "model_ema.decay": torch.tensor(0.9999)}
+    return {"epoch": 3, "global_step": 7, "state_dict": {**raw, **averaged, **other}, "optimizer_states": []}
+
+
+def lightning(state: dict[str, Tensor]) -> dict[str, Any]:
+    """A Lightning checkpoint whose module holds the network as ``self.model``."""
+    return {"epoch": 3, "pytorch-lightning_version": "2.0", "state_dict": {f"model.{k}": v for k, v in state.items()}}
+
+
+IDDPM = {
+    "num_head_channels": None,
+    "num_heads": 2,
+    "resblock_updown": None,
+    "num_res_blocks": 2,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 4000,
+    "rescale_timesteps": True,
+}
+
+CASES: list[Case] = [
+    Case("guided-diffusion", "as published for 256 pixels", guided_diffusion_case(torch_file("adm.pt"))),
+    Case(
+        "guided-diffusion",
+        "64 pixels: classes, new order of heads",
+        guided_diffusion_case(torch_file("adm64.pt"), num_classes=5, use_new_attention_order=True, num_res_blocks=2),
+    ),
+    Case(
+        "guided-diffusion",
+        "128 pixels: four heads",
+        guided_diffusion_case(torch_file("adm128.pt"), num_head_channels=None, num_heads=4),
+    ),
+    Case(
+        "guided-diffusion",
+        "512 pixels: a narrow first level",
+        guided_diffusion_case(torch_file("adm512.pt"), num_channels=64, channel_mult="0.5,1"),
+    ),
+    Case(
+        "guided-diffusion",
+        "configuration read off the file",
+        guided_diffusion_case(torch_file("told.pt"), ("image_size", "num_head_channels"), num_res_blocks=2),
+    ),
+    Case("guided-diffusion", "safetensors", guided_diffusion_case(safetensors_file)),
+    Case("guided-diffusion", "Lightning, `self.model`", guided_diffusion_case(torch_file("a.ckpt", lightning))),
+    Case("guided-diffusion", "Lightning, LDM's names, averaged", guided_diffusion_case(torch_file("ldm.ckpt", ldm))),
+    Case(
+        "improved-diffusion",
+        "4,000 times, cosine, rescaled",
+        guided_diffusion_case(torch_file("iddpm.pt"), **IDDPM),
+        times=(7, 3871),
+    ),
+    Case(
+        "improved-diffusion",
+        "4,000 times, not rescaled, additive time",
+        guided_diffusion_case(
+            torch_file("iddpm.pt"),
+            **{**IDDPM, "rescale_timesteps": False, "use_scale_shift_norm": False, "num_heads": 1},
+        ),
+        times=(7, 3871),
+    ),
+]
