@@ -134,7 +134,7 @@ def presets(name: str) -> str:
             values = ", ".join(f"`{k}={v!r}`" for k, v in row.settings.items())
             rows.append(
                 [
-                    ", ".join(row.kinds) or "every operator",
+                    ", ".join(row.tasks) or "every operator",
                     noise,
                     values,
                     row.source,

@@ -14,7 +14,7 @@ from invdiff.backbones.base import Backbone
 from invdiff.data import chelsea64
 from invdiff.files import atomic_write
 from invdiff.images import from_pil
-from invdiff.metrics import psnr, ssim
+from invdiff.metrics import misfit, psnr, ssim
 from invdiff.operators import Colorization, Mask, SuperResolution
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.masks import half
@@ -94,14 +94,13 @@ def run_demo(
             started = time.perf_counter()
             answer = solve(operator, y, name, backbone=model, value_range=(-1, 1), seed=seed, **settings)
             x = (answer.x[0] + 1) / 2
-            misfit = float((operator(answer.x) - y).square().mean().sqrt()) / 2
             shown = x.clamp(0, 1)
             row = Row(
                 task,
                 name,
                 float(psnr(shown[None], truth[None])[0]),
                 float(ssim(shown[None], truth[None])[0]),
-                misfit,
+                float(misfit(answer.x, operator, y)[0]) / 2,  # of a range of 2, on a scale of [0, 1]
                 answer.nfe,
                 time.perf_counter() - started,
                 x,

@@ -1,9 +1,10 @@
-"""From the words of a command line to an operator, and from a picture of any size to the size of a backbone."""
+"""From a picture of any size to the size of a backbone, and its mask with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +12,9 @@ from PIL import Image, ImageOps
 
 from invdiff.errors import InvdiffError, near_match
 from invdiff.files import atomic_write
-from invdiff.images import open_image
-from invdiff.operators import (
-    Blur,
-    Colorization,
-    Fourier,
-    Identity,
-    Mask,
-    SuperResolution,
-    WalshHadamard,
-    gaussian_kernel,
-    get_operator,
-    motion_kernel,
-    operator_names,
-    uniform_kernel,
-)
 from invdiff.operators.base import LinearOperator
-from invdiff.operators.fourier import fourier_mask
-from invdiff.operators.masks import make_mask, mask_names
+from invdiff.operators.mask import read_mask
+from invdiff.operators.masks import MASKS
 from invdiff.solution import Solution
 
 FITS = ("cover", "crop", "pad", "resize")
@@ -133,127 +119,26 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str | None) -> t
     return Image.fromarray(np.pad(array, edges, mode="reflect")), Placement("pad", given, size, top, left)
 
 
-@dataclass(frozen=True)
-class OperatorSpec:
-    """An operator in the words of the command line; see `invdiff solve --help`."""
-
-    name: str
-    mask: str | None = None
-    invert_mask: bool = False
-    scale: int = 4
-    kernel: str | None = None
-    weights: str = "mean"
-    ratio: float = 0.5
-    seed: int = 0
-
-    @property
-    def known_name(self) -> str:
-        """The registered name that `name` stands for."""
-        short = {
-            "sr": "super_resolution",
-            "superresolution": "super_resolution",
-            "denoise": "identity",
-            "denoising": "identity",
-            "walsh_hadamard": "compressed_sensing",
-        }
-        name = self.name.lower().replace("-", "_")
-        name = short.get(name, name)
-        get_operator(name)  # raises with the near match
-        return name
-
-    def picture_size(self, size: tuple[int, int], simulate: bool) -> tuple[int, int] | None:
-        """(height, width) of the picture that is handed over; None where the measurement is no picture."""
-        name = self.known_name
-        if simulate or name in ("mask", "colorization", "blur", "identity"):
-            return size
-        if name == "super_resolution":
-            return (-(-size[0] // self.scale), -(-size[1] // self.scale))
-        return None
-
-    def make(self, size: tuple[int, int], placed: Placement) -> LinearOperator:
-        """The operator for images of `size` (height, width); a mask file is placed as the picture was.
-
-        Raises:
-            InvdiffError: an unknown name, or a value that the operator doesn't take.
-        """
-        name = self.known_name
-        if name == "mask":
-            return Mask(self._mask(size, placed))
-        if name == "super_resolution":
-            return SuperResolution(self.scale, self.kernel or "nearest")
-        if name == "colorization":
-            return Colorization(self.weights if self.weights in ("mean", "luma") else _numbers(self.weights))
-        if name == "blur":
-            return Blur(self._blur(size))
-        if name == "identity":
-            return Identity()
-        if name == "compressed_sensing":
-            return WalshHadamard(self.ratio, self.seed)
-        if name == "fourier":
-            return Fourier(fourier_mask(size, seed=self.seed))
-        try:
-            return get_operator(name)()
-        except TypeError as error:
-            raise InvdiffError(
-                f"operator {name!r} needs arguments that the command line has no words for ({error}); use the Python interface. "
-                f"Ready here: {', '.join(operator_names())}"
-            ) from None
-
-    def _mask(self, size: tuple[int, int], placed: Placement) -> torch.Tensor:
-        if self.mask is None:
-            raise InvdiffError(
-                f"--mask is missing: a file (white = known, black = missing) or one of {', '.join(mask_names())}"
-            )
-        if self.mask in mask_names() and not Path(self.mask).exists():
-            known = make_mask(self.mask, size, seed=self.seed)
-            return ~known if self.invert_mask else known
-        if not Path(self.mask).exists() and "." not in self.mask and "/" not in self.mask:
-            raise InvdiffError(
-                f"--mask {self.mask!r} is neither a file nor one of {', '.join(mask_names())}.{near_match(self.mask, mask_names())}"
-            )
-        known = _black_or_white(open_image(self.mask, "mask"), self.mask)
-        if self.invert_mask:
-            known = ~known
-        if tuple(known.shape) == placed.original:
-            return placed.mask(known)
-        if tuple(known.shape) == size:
-            return known
-        raise InvdiffError(
-            f"mask {self.mask!r} is {known.shape[1]}x{known.shape[0]} pixels, but the photo is "
-            f"{placed.original[1]}x{placed.original[0]}; both must have one size"
-        )
-
-    def _blur(self, size: tuple[int, int]) -> torch.Tensor:
-        kind = self.kernel or "gaussian"
-        side = min(9, *size) // 2 * 2 - 1 if min(size) < 9 else 9
-        if kind == "gaussian":
-            return gaussian_kernel(side, side / 6)
-        if kind == "uniform":
-            return uniform_kernel(side)
-        if kind == "motion":
-            return motion_kernel(side, seed=self.seed)
-        if not Path(kind).exists():
-            raise InvdiffError(f"--kernel for a blur must be gaussian, uniform, motion or an image file, got {kind!r}")
-        weights = torch.from_numpy(np.asarray(ImageOps.grayscale(open_image(kind, "kernel"))).astype(np.float64))
-        if float(weights.sum()) == 0:
-            raise InvdiffError(f"kernel {kind!r} is black: it has no weight anywhere")
-        return weights / weights.sum()
-
-
-def _black_or_white(picture: Image.Image, name: str) -> torch.Tensor:
-    """(H, W) bool of a mask file; what compression left near black and white counts as such.
+def placed_options(operator: type[LinearOperator], options: dict[str, Any], placed: Placement) -> dict[str, Any]:
+    """The options of an operator for a photo that was placed: its masks' files (`LinearOperator.framed`) placed alike.
 
     Raises:
-        InvdiffError: greys in between.
+        InvdiffError: a file that is no mask, or of another size than the photo before or after.
     """
-    grey = np.asarray(ImageOps.grayscale(picture))
-    between = float(((grey > 48) & (grey < 207)).mean())
-    if between > 0.01:
-        raise InvdiffError(
-            f"mask {name!r} is soft: {100 * between:.0f} % of it is neither black nor white. A pixel is known (white) or missing "
-            "(black); draw the mask with hard edges, or threshold it in an image editor"
-        )
-    return torch.from_numpy(grey > 127)
+    options = dict(options)
+    for name in operator.framed:
+        path = options.get(name)
+        if not isinstance(path, str) or path in MASKS or not Path(path).exists():
+            continue
+        known = read_mask(path)
+        if tuple(known.shape) == placed.original:
+            options[name] = placed.mask(known)
+        elif tuple(known.shape) != placed.size:
+            raise InvdiffError(
+                f"{name} {path!r} is {known.shape[1]}x{known.shape[0]} pixels, but the photo is "
+                f"{placed.original[1]}x{placed.original[0]}; both must have one size"
+            )
+    return options
 
 
 def save(answer: Solution, output: Path, placed: Placement) -> list[Path]:
@@ -273,12 +158,3 @@ def save(answer: Solution, output: Path, placed: Placement) -> list[Path]:
         with atomic_write(file) as temporary:
             image.crop(box).save(temporary)
     return files
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InvdiffError(
-            f"--weights must be mean, luma or three numbers such as 0.3,0.59,0.11; got {text!r}"
-        ) from None

@@ -24,8 +24,6 @@ from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.photos import Photo
 from invdiff.tensors import weighted_sum
 
-_AVERAGING = ("mask", "super_resolution", "colorization", "blur", "identity")
-
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -33,8 +31,8 @@ class Problem:
 
     Attributes:
         operator: A.
-        y: (B, ...), the measurement in model range; 0 at the unknown pixels of a mask.
-        y_given: the same with the unknown pixels as they were handed over.
+        y: (B, ...), the measurement in model range; 0 where it is not read (the unknown pixels of a mask).
+        y_given: the same with what is not read as it was handed over.
         sigma_y: standard deviation of its noise, model range.
         image_shape: (C, H, W) of x.
         photos: what y was read from, one entry per image: a `Photo` where y was a file or a picture.
@@ -57,7 +55,7 @@ class Problem:
         return self.operator.filtered_residual(f, self.y, x)
 
     def replace_known(self, x: Tensor, alpha_bar: float = 1.0, n: Tensor | None = None) -> Tensor:
-        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: x with the part that y sees from y, at the level `alpha_bar`.
+        """``A^+ (sqrt(a) y + sqrt(1 - a) A n) + (x - A^+ A x)``: x with its range part from y, at the level `alpha_bar`.
 
         At level 1 there is no noise and no `n`.
         """
@@ -109,10 +107,9 @@ def build_problem(
         raise InvdiffError(f"operator has parameters for {per_image} images but y holds {len(values)}")
     if per_image is not None and len(values) == 1:
         values = values.expand(per_image, *wanted)
-    read = None
-    if operator.kind == "mask":
-        _check_mask(operator)
-        read = operator(torch.ones(*_stack(operator, shape), device=values.device)) > 0
+    read = operator.reads(tuple(shape))
+    if read is not None:
+        _check_read(read)
         values = torch.where(read | torch.isfinite(values), values, 0.0)  # NaN where nothing is read is no harm
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
@@ -283,25 +280,24 @@ def _stack(operator: Any, image_shape: tuple[int, ...]) -> tuple[int, ...]:
     return (operator.batch_size or 1, *image_shape)
 
 
-def _check_mask(operator: Any) -> None:
-    known = operator.mask.flatten(1).float().mean(1)
-    lowest, highest = float(known.min()), float(known.max())
-    if lowest == 0:
+def _check_read(read: Tensor) -> None:
+    share = read.flatten(1).float().mean(1)
+    if float(share.min()) == 0:
         warnings.warn(
             "the mask is empty: nothing is known, so the restoration is a draw from the prior. 1 (white) marks known pixels; "
             "is the mask inverted?",
             InvdiffWarning,
             stacklevel=5,
         )
-    elif highest == 1:
-        warnings.warn("the mask is full: every pixel is known and nothing is missing", InvdiffWarning, stacklevel=5)
+    elif float(share.max()) == 1:
+        warnings.warn("the mask is full: everything is known and nothing is missing", InvdiffWarning, stacklevel=5)
 
 
 def _check_range(
     model: Tensor, values: Tensor, unit: Affine, sigma_y: float, operator: LinearOperator, shape: tuple[int, ...]
 ) -> None:
     """A measurement that averages pixels cannot leave their range by much."""
-    if operator.kind not in _AVERAGING:
+    if not operator.keeps_range:
         return
     gain = float(operator(torch.ones(*_stack(operator, shape), device=model.device)).abs().max())
     if gain > 1.01 or float(model.abs().max()) <= 1.5 + 8 * unit.scale * sigma_y:

@@ -276,7 +276,7 @@ def resolve_sampler(
     cls.check_names(options)
     if isinstance(sampler, Sampler):
         return dataclasses.replace(sampler, **options), path_options
-    tuned = preset(cls.name, problem.operator.kind, problem.sigma_y > 0) if isinstance(sampler, str) else {}
+    tuned = preset(cls.name, problem.operator.task, problem.sigma_y > 0) if isinstance(sampler, str) else {}
     return cls(**{**tuned, **options}), path_options
 
 

@@ -48,7 +48,7 @@ SUITE = Suite(
     n_images=3,
     image_steps=10,
     seeds=(0, 5),
-    metrics=("psnr", "ssim", "consistency", "diversity", "calibration"),
+    metrics=("psnr", "ssim", "misfit", "diversity", "calibration"),
     batch_size=2,
 )
 CELLS = 3 * 3 * 3 * 2
@@ -132,7 +132,7 @@ def test_metrics_are_of_the_right_pair(unbroken):
         x, truth = from_pil(unbroken.image(record))[None], from_pil(unbroken.truth(record.image))[None]
         assert record.metrics["psnr"] == pytest.approx(float(psnr(x, truth)[0]), abs=0.1)
         assert record.metrics["ssim"] == pytest.approx(float(ssim(x, truth)[0]), abs=0.02)
-    noiseless = [r.metrics["consistency"] for r in unbroken.records() if r.sampler == "DDNM" and r.sigma_y == 0]
+    noiseless = [r.metrics["misfit"] for r in unbroken.records() if r.sampler == "DDNM" and r.sigma_y == 0]
     assert max(noiseless) < 1e-5
 
 
@@ -479,7 +479,7 @@ def test_scoring_says_what_is_wrong(folders):
     with pytest.raises(InvdiffError, match="'other' has no true image"):
         score_folders(folders / "truth", folders / "out", out=folders / "r")
     with pytest.raises(InvdiffError, match="needs more than pictures"):
-        score_folders(folders / "truth", folders / "out", out=folders / "r", metrics=("consistency",))
+        score_folders(folders / "truth", folders / "out", out=folders / "r", metrics=("misfit",))
 
 
 # ---- Ray ---------------------------------------------------------------------------------------------------------

@@ -87,10 +87,10 @@ def test_simulate_reports_the_error(photo, invdiff):
             "--simulate",
             "-a",
             "super_resolution",
-            "--kernel",
-            "box",
-            "--scale",
-            2,
+            "-A",
+            "kernel=box",
+            "-A",
+            "scale=2",
             "--sigma-y",
             5,
         ),
@@ -101,8 +101,19 @@ def test_simulate_reports_the_error(photo, invdiff):
 
 
 def test_every_operator_by_name(photo, invdiff):
-    for name in ("blur", "identity", "compressed-sensing", "fourier", "sr"):
-        invdiff("solve", "photo.png", "--simulate", "-a", name, "--steps", 2, "-o", "o.png", "-q", cwd=photo)
+    for name, *options in (
+        ("blur", "kernel=motion", "seed=3"),
+        ("blur", "sigma=1.6"),
+        ("identity",),
+        ("compressed-sensing", "ratio=0.4"),
+        ("fourier", "acceleration=2"),
+        ("super-resolution", "scale=4"),
+        ("colorization", "weights=0.3,0.6,0.1"),
+        ("matrix", "matrix=random", "rows=16"),
+        ("mask", "mask=wide", "seed=3"),
+    ):
+        words = [word for option in options for word in ("-A", option)]
+        invdiff("solve", "photo.png", "--simulate", "-a", name, *words, "--steps", 2, "-o", "o.png", "-q", cwd=photo)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +184,12 @@ def test_cover_shows_the_whole_of_the_shorter_side():
     [
         (("solve", "gone.png"), "does not exist"),
         (("solve", "photo.png", "--mask", "halve"), "Did you mean 'half'"),
-        (("solve", "photo.png"), "--mask is missing"),
+        (("solve", "photo.png"), "--mask on the command line"),
+        (("solve", "photo.png", "-a", "super_resolution"), "needs the option 'scale'"),
+        (("solve", "photo.png", "-a", "super_resolution", "-A", "scal=2"), "Did you mean 'scale'"),
+        (("solve", "photo.png", "-a", "super_resolution", "-A", "scale=two"), "scale must be a whole number"),
+        (("solve", "photo.png", "-a", "blur", "-A", "kernel=gausian"), "Did you mean 'gaussian'"),
+        (("solve", "photo.png", "-a", "blur", "-A", "sigma"), "name=value"),
         (("solve", "photo.png", "-a", "maks"), "Did you mean 'mask'"),
         (("solve", "photo.png", "--mask", "half", "-s", "repant"), "Did you mean 'repaint'"),
         (("solve", "photo.png", "--mask", "half", "-O", "etaa=1"), "Did you mean 'eta'"),

@@ -152,7 +152,7 @@ def test_text_can_be_chosen():
         (("wide", (3, 4, 5)), {}, "size"),
         (("wide", "64"), {}, "size"),
         (("wide", 64), {"seed": -1}, "seed"),
-        (("half", 64), {"width": 3}, "no option 'width'; it has none"),
+        (("expand", 64), {"width": 3}, "no option 'width'; it has none"),
         (("random_pixels", 64), {"fraction": 0.3}, "'fraction_known'"),
         (("random_pixels", 64), {"fraction_known": 1.3}, "a number from 0 to 1, got 1.3"),
         (("text", 64), {"string": " "}, "string"),

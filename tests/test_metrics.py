@@ -17,7 +17,6 @@ from invdiff.metrics import (
     Metric,
     Unavailable,
     calibration,
-    consistency,
     diversity,
     fid,
     forward_equivalents,
@@ -26,6 +25,7 @@ from invdiff.metrics import (
     kernel_distance,
     manifold_share,
     metric_names,
+    misfit,
     perceptual,
     psnr,
     register_metric,
@@ -79,18 +79,16 @@ def test_consistency_is_zero_where_the_measurement_is_met_and_counts_known_pixel
     x, _ = pair()
     for operator in (SuperResolution(4, "box"), Mask(torch.rand(16, 16) > 0.7)):
         y = operator(x)
-        assert consistency(x, operator, y).max() == 0
-        assert torch.allclose(consistency(x + 0.25, operator, y), torch.full((3,), 0.25).double(), atol=1e-6)
+        assert misfit(x, operator, y).max() == 0
+        assert torch.allclose(misfit(x + 0.25, operator, y), torch.full((3,), 0.25).double(), atol=1e-6)
     masks = torch.rand(3, 1, 16, 16) > 0.5
-    assert torch.allclose(
-        consistency(x + 0.25, Mask(masks), Mask(masks)(x)), torch.full((3,), 0.25).double(), atol=1e-6
-    )
+    assert torch.allclose(misfit(x + 0.25, Mask(masks), Mask(masks)(x)), torch.full((3,), 0.25).double(), atol=1e-6)
 
 
 def test_consistency_of_the_truth_is_the_noise():
     x = torch.rand(4, 3, 32, 32)
     operator = SuperResolution(2, "nearest")
-    assert consistency(x, operator, operator.measure(x, 0.05, seed=1)).mean() == pytest.approx(0.05, rel=0.05)
+    assert misfit(x, operator, operator.measure(x, 0.05, seed=1)).mean() == pytest.approx(0.05, rel=0.05)
 
 
 def test_diversity_is_the_rms_over_pairs():

@@ -487,7 +487,7 @@ def test_noise_is_that_of_the_image_and_the_seed():
         (lambda: Blur([1, 2, 3]), "2-dimensional"),
         (lambda: Blur(torch.full((3, 3), torch.nan)), "NaN"),
         (lambda: Blur(uniform_kernel(9))(torch.zeros(1, 1, 8, 8)), "9x9.*8x8"),
-        (lambda: gaussian_kernel(3, 0.0), "std"),
+        (lambda: gaussian_kernel(3, 0.0), "sigma"),
         (lambda: WalshHadamard(1.5), "ratio"),
         (lambda: WalshHadamard()(torch.zeros(1, 1, 6, 8)), "powers of two"),
         (lambda: Fourier(torch.ones(3, 4, 4)), "mask"),
@@ -505,7 +505,7 @@ def test_noise_is_that_of_the_image_and_the_seed():
         (lambda: Identity()(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), "floating"),
         (lambda: Identity()(np.zeros((1, 1, 4, 4))), "ndarray"),
         (lambda: float("nan") * Identity(), "factor must be a number"),
-        (lambda: get_operator("superresolution"), "'super_resolution'"),
+        (lambda: get_operator("superresolutoin"), "'super_resolution'"),
         (lambda: Mask(torch.ones(4, 4))(torch.zeros(1, 3, 4, 5)), "4x4.*3x4x5"),
     ],
 )

@@ -50,7 +50,7 @@ def make_run(
         description="Made by hand.",
         n_images=images,
         seeds=seeds,
-        metrics=("psnr", "lpips", "consistency", "diversity"),
+        metrics=("psnr", "lpips", "misfit", "diversity"),
         published=published,
     )
     names = [f"image{i:02d}" for i in range(images)]
@@ -90,7 +90,7 @@ def make_run(
                             file, Image.fromarray(np.clip(picture + rng.integers(0, 20), 0, 255).astype("uint8"))
                         )
                     price = (nfe, vjps, nfe + 1.5 * vjps, 0.01 * nfe, 100.0) if costs else (None,) * 5
-                    metrics = {"psnr": psnr, "lpips": None, "consistency": 1e-6 * (1 + i)}
+                    metrics = {"psnr": psnr, "lpips": None, "misfit": 1e-6 * (1 + i)}
                     records.append(Record(*common, "ok", None, *price, metrics, file))
     run.write(records, {"lpips": "the weights of AlexNet cannot be fetched; run `invdiff fetch lpips`"})
     run.write_groups(
@@ -289,7 +289,7 @@ def test_latex_escapes():
 
 
 def test_small_numbers_do_not_become_zero():
-    metric = get_metric("consistency")
+    metric = get_metric("misfit")
     assert float(number(1.2e-7, metric)) == pytest.approx(1.2e-7)
     assert float(number(0.0, metric)) == 0
     assert number(math.inf, metric) == "∞"
@@ -342,26 +342,25 @@ def test_a_shift_is_found_and_has_the_right_sign(tmp_path, shift, verdict):
     for change in psnr:
         assert change.paired.difference == pytest.approx(shift)
         assert change.mean_b - change.mean_a == pytest.approx(shift)
-    other = [c for c in compare(a, b).changes if c.metric.name in ("consistency", "seconds")]
+    other = [c for c in compare(a, b).changes if c.metric.name in ("misfit", "seconds")]
     assert {c.verdict for c in other} == {"no difference shown"}
 
 
 def test_lower_is_better_where_the_metric_says_so(tmp_path):
     a, b = (make_run(tmp_path / n, pictures=False, images=16) for n in "ab")
-    b.write([replace(r, metrics={"consistency": r.metrics["consistency"] / 2}) for r in b.records()])
-    found = {c.verdict for c in compare(a, b).changes if c.metric.name == "consistency"}
+    b.write([replace(r, metrics={"misfit": r.metrics["misfit"] / 2}) for r in b.records()])
+    found = {c.verdict for c in compare(a, b).changes if c.metric.name == "misfit"}
     assert found == {"better"}
 
 
 def test_less_misfit_than_noise_is_no_merit(tmp_path):
     run = make_run(tmp_path / "a", pictures=False, images=16, tasks=("half",))
     low = [
-        replace(r, metrics={"consistency": r.metrics["consistency"] * (1 if r.sampler == "DDNM" else 2)})
-        for r in run.records()
+        replace(r, metrics={"misfit": r.metrics["misfit"] * (1 if r.sampler == "DDNM" else 2)}) for r in run.records()
     ]
     for sigma_y, best in ((0.0, True), (0.1, False)):
         run.write([replace(r, sigma_y=sigma_y) for r in low])
-        assert Summary(run).tables[0].row("DDNM").entries["consistency"].best == best
+        assert Summary(run).tables[0].row("DDNM").entries["misfit"].best == best
 
 
 def test_noise_alone_is_no_difference_and_few_images_say_so(tmp_path):

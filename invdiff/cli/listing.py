@@ -38,7 +38,7 @@ def list_samplers() -> None:
         for field in dataclasses.fields(cls):
             say(f"    {field.name} = {field.default!r}  [dim]{field.metadata['help']}[/]")
         for row in (row for row in PRESETS if row.sampler == name):
-            where = ", ".join(row.kinds) or "every operator"
+            where = ", ".join(row.tasks) or "every operator"
             noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
             values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
             say(f"    for {where}{noise}: {values}")

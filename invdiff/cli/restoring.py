@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from invdiff.cli.terminal import app, console, errors, stop
+from invdiff.cli.words import key_values
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from invdiff.fitting import Placement
+    from invdiff.operators.base import LinearOperator
 
 # ---- solve ------------------------------------------------------------------------------------------------------
 
@@ -27,6 +34,12 @@ def solve_command(
     operator: Annotated[
         str, typer.Option("--operator", "-a", help="What happened to the image; see `invdiff list operators`.")
     ] = "mask",
+    operator_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--operator-option", "-A", help="An option of the operator, such as scale=4 or kernel=box; repeatable."
+        ),
+    ] = None,
     sampler: Annotated[str, typer.Option("--sampler", "-s", help="The method; see `invdiff list samplers`.")] = "ddnm",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The restoration (.png, .jpg, .webp, .tif, .npy).")
@@ -34,23 +47,12 @@ def solve_command(
     mask: Annotated[
         str | None,
         typer.Option(
-            help="Mask file, 1 (white) = known, 0 (black) = missing; or the name of a generated one, such as `half`."
+            help="Short for -A mask=...: a file, 1 (white) = known, 0 (black) = missing; or a generated one, such as `half`."
         ),
     ] = None,
     invert_mask: Annotated[
-        bool, typer.Option("--invert-mask", help="The mask file marks the missing pixels in white.")
+        bool, typer.Option("--invert-mask", help="Short for -A invert=true: white marks what is missing.")
     ] = False,
-    scale: Annotated[int, typer.Option(help="Super-resolution: how many times smaller y is.")] = 4,
-    kernel: Annotated[
-        str | None,
-        typer.Option(
-            help="Super-resolution: nearest, box, bicubic. Blur: gaussian, uniform, motion, or an image of the kernel."
-        ),
-    ] = None,
-    weights: Annotated[
-        str, typer.Option(help="Colorization: mean, luma, or three numbers such as 0.3,0.59,0.11.")
-    ] = "mean",
-    ratio: Annotated[float, typer.Option(help="Compressed sensing: measurements per pixel.")] = 0.5,
     sigma_y: Annotated[float, typer.Option(help="Standard deviation of the noise in y, grey levels of 0..255.")] = 0.0,
     simulate: Annotated[
         bool,
@@ -87,9 +89,10 @@ def solve_command(
     \b
     invdiff solve photo.png --operator mask --mask mask.png --sampler repaint -o restored.png
     invdiff solve grey.png --operator colorization --sampler ddnm -o colour.png --seed 3 --samples 4
-    invdiff solve clean.png --simulate --operator super_resolution --kernel box --scale 4 -o restored.png
+    invdiff solve small.png --operator super_resolution -A scale=4 -A kernel=box -o large.png
+    invdiff solve clean.png --simulate --operator blur -A kernel=gaussian -A sigma=1.6 --sigma-y 5 -o restored.png
     """
-    from invdiff import fitting
+    from invdiff.fitting import save
     from invdiff.images import from_pil, open_image
     from invdiff.solution import check_output
     from invdiff.solve import resolve_backbone, solve
@@ -99,23 +102,16 @@ def solve_command(
         if extra is not None:
             check_output(extra)
     image = open_image(photo, "photo")
-    options_given = _key_values(options or [])
+    options_given = key_values(options)
+    measured = key_values(operator_options)
+    if mask is not None:
+        measured["mask"] = mask
+    if invert_mask:
+        measured["invert"] = True
     _check_early(sampler, options_given, sigma_y)
     model = resolve_backbone(backbone, device, precision)
     channels, height, width = model.image_shape
-    build = fitting.OperatorSpec(operator, mask, invert_mask, scale, kernel, weights, ratio, seed)
-    given = build.picture_size((height, width), simulate)
-    if given is None:
-        stop(
-            f"operator {operator!r} makes measurements that are no pictures: only --simulate works here; use the Python interface"
-        )
-    if given != (height, width) == (image.height, image.width) and fit is None:
-        stop(
-            f"the photo has the size of the restoration, {width}x{height}, but the measurement of {operator} is "
-            f"{given[1]}x{given[0]}. Say --simulate if the photo is a clean one that is to be degraded first"
-        )
-    image, placed = fitting.fit_picture(image, given, fit)
-    A = build.make((height, width), placed)
+    A, image, placed = _operator_for(operator, measured, model.image_shape, image, fit, simulate)
     if hasattr(A, "known_fraction") and not quiet:
         console.print(f"{100 * float(A.known_fraction):.0f} % of the pixels are known", highlight=False)
     y: Any = image
@@ -140,7 +136,7 @@ def solve_command(
         keep_trajectory=animate is not None,
         **options_given,
     )
-    files = fitting.save(answer, output, placed)
+    files = save(answer, output, placed)
     if figure is not None:
         answer.plot().savefig(figure)
     if animate is not None:
@@ -174,26 +170,29 @@ def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
 
 
-def _key_values(pairs: list[str]) -> dict[str, Any]:
-    """``["eta=0.5", "clip=false"]`` as a dictionary of numbers, truth values and words."""
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or not name:
-            stop(f"option {pair!r} must be written name=value, such as eta=0.5")
-        out[name.strip().replace("-", "_")] = _value(text.strip())
-    return out
+def _operator_for(
+    name: str, options: dict[str, Any], shape: tuple[int, ...], image: Image, fit: str | None, simulate: bool
+) -> tuple[LinearOperator, Image, Placement]:
+    """The operator for images of `shape`, the photo in the size that is measured (or simulated from), and its place."""
+    from invdiff.fitting import fit_picture, placed_options
+    from invdiff.operators import get_operator, make_operator
 
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "yes", "on", "false", "no", "off"):
-        return text.lower() in ("true", "yes", "on")
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    family, size = get_operator(name), (shape[1], shape[2])
+    if not simulate and not family.framed:
+        measured = make_operator(name, shape, **options).measurement_shape(shape)
+        if len(measured) != 3 or measured[0] not in (1, 3):
+            stop(
+                f"operator {name!r} makes measurements that are no pictures: only --simulate works here; "
+                "use the Python interface"
+            )
+        if measured[1:] != size == (image.height, image.width) and fit is None:
+            stop(
+                f"the photo has the size of the restoration, {size[1]}x{size[0]}, but the measurement of {name} is "
+                f"{measured[2]}x{measured[1]}. Say --simulate if the photo is a clean one that is to be degraded first"
+            )
+        size = (measured[1], measured[2])
+    image, placed = fit_picture(image, size, fit)
+    return make_operator(name, shape, **placed_options(family, options, placed)), image, placed
 
 
 @app.command("sample")

@@ -1,10 +1,10 @@
 """Metrics: one file per family, each metric with its direction, its unit and what it needs."""
 
 from invdiff.metrics.base import METRICS, Metric, Unavailable, get_metric, metric_names, register_metric
-from invdiff.metrics.consistency import consistency
 from invdiff.metrics.cost import GRADIENT_CALL, forward_equivalents
 from invdiff.metrics.distortion import psnr, rmse, ssim
 from invdiff.metrics.generative import fid, frechet_distance, kernel_distance, kid, manifold_share
+from invdiff.metrics.misfit import misfit
 from invdiff.metrics.perceptual import lpips
 from invdiff.metrics.uncertainty import calibration, diversity
 
@@ -14,7 +14,6 @@ __all__ = [
     "Metric",
     "Unavailable",
     "calibration",
-    "consistency",
     "diversity",
     "fid",
     "forward_equivalents",
@@ -25,6 +24,7 @@ __all__ = [
     "lpips",
     "manifold_share",
     "metric_names",
+    "misfit",
     "psnr",
     "register_metric",
     "rmse",

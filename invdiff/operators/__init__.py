@@ -9,10 +9,10 @@ from invdiff.operators.fourier import Fourier, fourier_mask
 from invdiff.operators.function import FunctionOperator
 from invdiff.operators.identity import Identity
 from invdiff.operators.mask import Mask
-from invdiff.operators.masks import make_mask, mask_names
+from invdiff.operators.masks import make_mask, mask_names, register_mask
 from invdiff.operators.matrix import MatrixOperator
 from invdiff.operators.nonlinear import NonlinearOperator
-from invdiff.operators.registry import get_operator, operator_names, register_operator
+from invdiff.operators.registry import OPERATORS, get_operator, make_operator, operator_names, register_operator
 from invdiff.operators.super_resolution import SuperResolution
 from invdiff.operators.walsh_hadamard import WalshHadamard
 
@@ -31,6 +31,7 @@ for _name, _class in _FAMILIES.items():
     register_operator(_name)(_class)
 
 __all__ = [
+    "OPERATORS",
     "Blur",
     "CheckReport",
     "Colorization",
@@ -48,9 +49,11 @@ __all__ = [
     "gaussian_kernel",
     "get_operator",
     "make_mask",
+    "make_operator",
     "mask_names",
     "motion_kernel",
     "operator_names",
+    "register_mask",
     "register_operator",
     "uniform_kernel",
 ]

@@ -110,6 +110,9 @@ class Scaled(LinearOperator):
     def measurement_shape(self, image_shape: Shape) -> Shape:
         return self.operator.measurement_shape(image_shape)
 
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        return self.operator.reads(image_shape)
+
     def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         image_shape = self.resolved_image_shape(y, image_shape)
         if self.factor == 0:
@@ -180,6 +183,9 @@ class Composition(LinearOperator):
     def measurement_shape(self, image_shape: Shape) -> Shape:
         between = _inside(self, self.inner, self.inner.measurement_shape, image_shape)
         return _inside(self, self.outer, self.outer.measurement_shape, between)
+
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        return self.outer.reads(self.inner.measurement_shape(image_shape))
 
     def infer_image_shape(self, measurement_shape: Shape) -> Shape:
         between = self.outer.image_shape or self.outer.infer_image_shape(measurement_shape)
@@ -345,6 +351,21 @@ class Stack(LinearOperator):
 
     def measurement_shape(self, image_shape: Shape) -> Shape:
         return (sum(prod(operator.measurement_shape(image_shape)) for operator in self.operators),)
+
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        parts = [operator.reads(image_shape) for operator in self.operators]
+        if all(part is None for part in parts):
+            return None
+        count = self.batch_size or 1
+        return torch.cat(
+            [
+                torch.ones(count, prod(operator.measurement_shape(image_shape)), dtype=torch.bool, device=self.device)
+                if part is None
+                else part.flatten(1).expand(count, -1)
+                for operator, part in zip(self.operators, parts, strict=True)
+            ],
+            dim=1,
+        )
 
     def __repr__(self) -> str:
         return f"Stack([{', '.join(map(repr, self.operators))}])"

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invdiff.checks import real, shape_of, shown, whole
 from invdiff.errors import InvdiffError
+from invdiff.operators.options import called
 from invdiff.operators.spectrum import (
     Filter,
     LanczosRule,
@@ -83,18 +84,25 @@ class LinearOperator(ABC):
     In every filter, `f` is a vectorised function of the squared singular values `lambda = s^2`; zeros are exact.
 
     Attributes:
-        kind: What the operator is called in tables of tuned settings.
+        task: The task whose tuned settings samplers use (`samplers.presets`): ``"mask"``, ``"super_resolution"``, ``"blur"``,
+            ...; ``""`` for none. An operator of your own may name any of them.
+        keeps_range: Every element of the measurement is an average of pixels, so it stays in their range; a measurement far
+            outside it is refused.
+        framed: Names of the options (of `from_options`) that are masks in the image's own frame: they are placed as the
+            photo is where a photo is scaled or cut.
         batch_size: Number of images the parameters are for; None when all images share them.
         image_shape: `(C, H, W)` set by `bind`; needed only by operators whose measurement does not tell the image's
             size.
-        rows_disjoint: Every pixel enters at most one number of the measurement, so A A^T is diagonal.
-        columns_disjoint: Every number of the measurement sees at most one pixel, so A^T A is diagonal.
+        rows_disjoint: Every pixel enters at most one element of the measurement, so A A^T is diagonal.
+        columns_disjoint: Every element of the measurement reads at most one pixel, so A^T A is diagonal.
         channelwise: Acts on every channel alone and alike, and the measurement `(B, C, ...)` keeps them apart.
         unverified: Its map is a user's code: `solve` probes whether it is linear before it asks a network.
         lanczos: When the generic fallback stops.
     """
 
-    kind: str = "general"
+    task: str = ""
+    keeps_range: bool = False
+    framed: ClassVar[tuple[str, ...]] = ()
     batch_size: int | None = None
     image_shape: Shape | None = None
     rows_disjoint: bool = False
@@ -127,6 +135,29 @@ class LinearOperator(ABC):
             f"image_shape is needed by {self!r}: a measurement of shape {tuple(measurement_shape)} does not tell "
             "the size of its image. Pass image_shape=(C, H, W), or use operator.bind((C, H, W))."
         )
+
+    @classmethod
+    def from_options(cls, image_shape: Shape, **options: Any) -> LinearOperator:
+        """The operator for images `(C, H, W)` from options by name: see `make_operator`.
+
+        As it stands, the options are the arguments of the constructor. A family that needs the images' size, or that has
+        names for ready-made parameters (masks, kernels), overrides it with the options that it takes.
+
+        Raises:
+            InvdiffError: An unknown or missing option, or a value that is not accepted.
+        """
+        return called(cls, f"operator {cls.__name__}", options)
+
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        """Which elements of the measurement are read: bool, `(1 or B, *measurement_shape)`; None where all are.
+
+        The others may hold anything, also NaN, and no misfit counts them.
+        """
+        return None
+
+    def first_look(self, y: Tensor, image_shape: Shape) -> Tensor:
+        """A picture of the image's shape that `y` suggests: itself where it has that shape, else A^+ y."""
+        return y if tuple(y.shape[1:]) == tuple(image_shape) else self.pinv(y, image_shape)
 
     def measurement_shape(self, image_shape: Shape) -> Shape:
         """Shape of the measurement of an image of shape `(C, H, W)`; both without the batch."""
@@ -180,16 +211,16 @@ class LinearOperator(ABC):
         return self.filtered_adjoint(reciprocal, y, image_shape)
 
     def project(self, x: Tensor) -> Tensor:
-        """A^+ A x, the part of `x` that a measurement can see."""
+        """A^+ A x, the part of `x` in the range of A^T: what a measurement tells."""
         return self.gram_filter(above_zero, x)
 
     def complement(self, x: Tensor) -> Tensor:
-        """x - A^+ A x, the part of `x` that no measurement sees."""
+        """x - A^+ A x, the part of `x` in the null space of A: what no measurement tells."""
         return x - self.project(x)
 
-    def merge(self, seen: Tensor, x: Tensor) -> Tensor:
-        """A^+ A seen + (x - A^+ A x): what a measurement can see from `seen`, the rest from `x`."""
-        return x + self.project(seen - x)
+    def merge(self, known: Tensor, x: Tensor) -> Tensor:
+        """A^+ A known + (x - A^+ A x): the range part of `known`, the null-space part of `x`."""
+        return x + self.project(known - x)
 
     # Functions of the singular values
 

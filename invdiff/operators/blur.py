@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from invdiff.checks import array, real, whole
-from invdiff.errors import InvdiffError
+from invdiff.errors import InvdiffError, near_match
+from invdiff.images import open_image
 from invdiff.operators.base import LinearOperator, Shape
+from invdiff.operators.options import called
 from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range
 
 MOST_SIDE = 4096
@@ -34,7 +40,8 @@ class Blur(LinearOperator):
         InvdiffError: For a kernel that is not 2-D, finite and of a sum that single precision can carry.
     """
 
-    kind = "blur"
+    task = "blur"
+    keeps_range = True
     channelwise = True
 
     def __init__(self, kernel: Any, threshold: float = RELATIVE_ZERO) -> None:
@@ -54,6 +61,39 @@ class Blur(LinearOperator):
         with torch.inference_mode(False):
             self.kernel = values.clone()
         self.threshold = real("threshold", threshold, 0, 0.999999)
+
+    @classmethod
+    def from_options(
+        cls, image_shape: Shape, *, kernel: Any = "gaussian", threshold: float = RELATIVE_ZERO, **own: Any
+    ) -> Blur:
+        """A blur by the name of its kernel, or from a picture of it.
+
+        Args:
+            image_shape: `(C, H, W)`.
+            kernel: ``"gaussian"``, ``"uniform"``, ``"motion"``, the path of a grey picture (scaled to sum one), or an array.
+            threshold: See the class.
+            own: Further options of the named kernel: of `gaussian_kernel`, `uniform_kernel`, `motion_kernel`. A size that is
+                not given is no larger than the image.
+        """
+        if not isinstance(kernel, str):
+            called(lambda: None, "a kernel that is given", own)
+            return cls(kernel, threshold)
+        if kernel in KERNELS:
+            made = called(KERNELS[kernel], f"kernel {kernel!r}", own)
+            largest = min(image_shape[-2:])
+            if "size" not in own and len(made) > largest:
+                made = called(KERNELS[kernel], f"kernel {kernel!r}", {**own, "size": largest - (largest + 1) % 2})
+            return cls(made, threshold)
+        called(lambda: None, "a kernel from a file", own)
+        if not Path(kernel).exists():
+            raise InvdiffError(
+                f"kernel must be one of {', '.join(KERNELS)}, or the path of a picture; got {kernel!r}, and no such file exists."
+                f"{near_match(kernel, KERNELS)}"
+            )
+        weights = np.asarray(ImageOps.grayscale(open_image(kernel, "kernel"))).astype(np.float64)
+        if weights.sum() == 0:
+            raise InvdiffError(f"kernel {kernel!r} is black: it has no weight anywhere")
+        return cls(weights / weights.sum(), threshold)
 
     def _transfer(self, image_shape: Shape, like: Tensor) -> tuple[Tensor, Tensor]:
         """The half spectrum of the kernel, and its squared modulus."""
@@ -114,22 +154,26 @@ class Blur(LinearOperator):
         return f"Blur({self.kernel.shape[0]}x{self.kernel.shape[1]})"
 
 
-def gaussian_kernel(size: int, std: float) -> Tensor:
-    """A Gaussian of standard deviation `std` pixels on `size x size` pixels, of sum one; double precision."""
-    size, std = _side(size), real("std", std, low=1e-3, high=1e6)
+def gaussian_kernel(size: int | None = None, sigma: float = 1.5) -> Tensor:
+    """A Gaussian of standard deviation `sigma` pixels on `size x size` pixels, of sum one; double precision.
+
+    Without a size it is as large as 2.5 standard deviations on either side need.
+    """
+    sigma = real("sigma", sigma, low=1e-3, high=1e6)
+    size = _side(2 * ceil(2.5 * sigma) + 1 if size is None else size)
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
-    profile = torch.exp(-0.5 * (offsets / std) ** 2)
+    profile = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = profile[:, None] * profile[None, :]
     return kernel / kernel.sum()
 
 
-def uniform_kernel(size: int) -> Tensor:
-    """`size x size` equal numbers of sum one; double precision."""
+def uniform_kernel(size: int = 9) -> Tensor:
+    """`size x size` equal weights of sum one; double precision."""
     size = _side(size)
     return torch.full((size, size), 1.0 / size**2, dtype=torch.float64)
 
 
-def motion_kernel(size: int, intensity: float = 0.5, angle: float | None = None, seed: int = 0) -> Tensor:
+def motion_kernel(size: int = 9, intensity: float = 0.5, angle: float | None = None, seed: int = 0) -> Tensor:
     """The path of a shaken camera, drawn on `size x size` pixels, of sum one; double precision.
 
     Args:
@@ -162,3 +206,11 @@ def motion_kernel(size: int, intensity: float = 0.5, angle: float | None = None,
 
 def _side(size: int) -> int:
     return whole("size", size, 1, MOST_SIDE)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "gaussian": gaussian_kernel,
+    "uniform": uniform_kernel,
+    "motion": motion_kernel,
+}
+"""Kernels that `make_operator("blur", ...)` makes by name."""

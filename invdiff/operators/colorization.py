@@ -27,7 +27,8 @@ class Colorization(LinearOperator):
         InvdiffError: For anything else, or weights that single precision cannot carry.
     """
 
-    kind = "colorization"
+    task = "colorization"
+    keeps_range = True
     rows_disjoint = True
 
     def __init__(self, weights: str | Sequence[float] = "mean") -> None:

@@ -13,6 +13,7 @@ from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator, Shape
 from invdiff.operators.mask import _known_pixels
 from invdiff.operators.masks import checked_size
+from invdiff.operators.options import called
 from invdiff.operators.spectrum import Filter, on_range, slope_from_zero
 
 
@@ -28,13 +29,30 @@ class Fourier(LinearOperator):
             makes the usual ones.
     """
 
-    kind = "fourier"
+    task = "fourier"
 
     def __init__(self, mask: Any) -> None:
         known = _known_pixels(mask)
         if known.shape[:2] != (1, 1):
             raise InvdiffError(f"mask must be one mask of frequencies, (H, W), got shape {tuple(known.shape)}")
         self.mask = known[0, 0]
+
+    @classmethod
+    def from_options(cls, image_shape: Shape, *, mask: Any = None, **own: Any) -> Fourier:
+        """The frequencies of `fourier_mask` for the images' size, or a mask of your own.
+
+        Args:
+            image_shape: `(C, H, W)`.
+            mask: What the class takes, or a picture's path; None for `fourier_mask`.
+            own: Options of `fourier_mask`: acceleration, center_fraction, seed.
+        """
+        if mask is None:
+            return cls(called(fourier_mask, "operator fourier", own, tuple(image_shape[-2:])))
+        called(lambda: None, "a mask that is given", own)
+        return cls(mask)
+
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        return self.mask[None, None, :, :, None].expand(1, *self.measurement_shape(image_shape))
 
     def check_images(self, x: Tensor) -> None:
         super().check_images(x)

@@ -10,7 +10,8 @@ from invdiff.operators.base import LinearOperator, Shape
 class Identity(LinearOperator):
     """`A x = x`. The measurement is the image itself; with noise it is the denoising problem."""
 
-    kind = "identity"
+    task = "identity"
+    keeps_range = True
     rows_disjoint = True
     columns_disjoint = True
     channelwise = True

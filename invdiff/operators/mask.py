@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from invdiff.checks import array, shown
-from invdiff.errors import InvdiffError
-from invdiff.images import read_image
+from invdiff.errors import InvdiffError, near_match
+from invdiff.images import open_image, read_image
 from invdiff.operators.base import Index, LinearOperator, Shape
+from invdiff.operators.masks import MASKS, make_mask
+from invdiff.operators.options import called
 from invdiff.operators.spectrum import Filter, number
 
 
@@ -26,7 +30,7 @@ class Mask(LinearOperator):
     Args:
         mask: `(H, W)`, `(1, H, W)`, `(C, H, W)`, `(1, 1, H, W)` or `(1, C, H, W)` for all images, `(B, 1, H, W)` or
             `(B, C, H, W)` for one mask per image. A tensor or array of bool or of the numbers 0 and 1 (uint8 arrays
-            may be 0 and 255), a black and white PIL image in mode 1, L or RGB, or the path to one.
+            may be 0 and 255), a black and white PIL image in mode 1, L or RGB, or the path to one (see `read_mask`).
 
     Raises:
         InvdiffError: For any other shape or value; a soft mask has to be thresholded by its owner.
@@ -35,13 +39,53 @@ class Mask(LinearOperator):
         mask: Bool tensor, `(1 or B, 1 or C, H, W)`.
     """
 
-    kind = "mask"
+    task = "mask"
+    keeps_range = True
+    framed = ("mask",)
     rows_disjoint = True
     columns_disjoint = True
 
     def __init__(self, mask: Any) -> None:
         self.mask = _known_pixels(mask)
         self._one, self._both = number(1.0), number([1.0, 0.0])
+
+    @classmethod
+    def from_options(
+        cls, image_shape: Shape, *, mask: Any = None, invert: bool = False, seed: Any = 0, **own: Any
+    ) -> Mask:
+        """A mask by the name of its generator, or from a picture.
+
+        Args:
+            image_shape: `(C, H, W)`.
+            mask: One of `mask_names()`, or what the class takes: a path, a picture, an array.
+            invert: White marks what is missing.
+            seed: Of the generator; a list of seeds gives one mask for every image of a batch.
+            own: Further options of the generator.
+        """
+        height, width = image_shape[-2:]
+        if mask is None:
+            raise InvdiffError(
+                "operator mask needs the option 'mask' (--mask on the command line): a picture (white = known, black = missing) or "
+                f"one of {', '.join(MASKS.names())}"
+            )
+        if isinstance(mask, str) and mask in MASKS:
+            seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
+            known = torch.stack([make_mask(mask, (height, width), one, **own)[None] for one in seeds])
+        else:
+            called(lambda: None, "a mask that is given", own)
+            if isinstance(mask, str) and not Path(mask).exists():
+                raise InvdiffError(
+                    f"mask must be the path of a picture or one of {', '.join(MASKS.names())}; got {mask!r}, and no such file "
+                    f"exists.{near_match(mask, MASKS.names())}"
+                )
+            known = _known_pixels(mask)
+        if tuple(known.shape[-2:]) != (height, width):
+            raise InvdiffError(f"mask is for images {_size(known)}, but the images are {height}x{width}.")
+        return cls(~known if invert else known)
+
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        self.check_images(torch.empty((), device=self.mask.device).expand(len(self.mask), *image_shape))
+        return self.mask.expand(-1, *image_shape)
 
     @property
     def batch_size(self) -> int | None:  # type: ignore[override]
@@ -92,9 +136,9 @@ class Mask(LinearOperator):
         self.check_images(x)
         return x * ~self.mask
 
-    def merge(self, seen: Tensor, x: Tensor) -> Tensor:
+    def merge(self, known: Tensor, x: Tensor) -> Tensor:
         self.check_images(x)
-        return torch.lerp(x, seen, self.mask.to(x.dtype))  # exact at 0 and 1, and faster than torch.where
+        return torch.lerp(x, known, self.mask.to(x.dtype))  # exact at 0 and 1, and faster than torch.where
 
     def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
         self.check_images(x)
@@ -141,10 +185,29 @@ def _size(images: Tensor) -> str:
     return f"{height}x{width}" if channels == 1 else f"{channels}x{height}x{width}"
 
 
+def read_mask(path: str | os.PathLike[str]) -> Tensor:
+    """Bool `(H, W)` of a mask's file, white = known; what compression left near black and white counts as such.
+
+    Raises:
+        InvdiffError: No readable picture, or one with greys in between.
+    """
+    name = os.fspath(path)
+    grey = np.asarray(ImageOps.grayscale(open_image(Path(path), "mask")))
+    between = float(((grey > 48) & (grey < 207)).mean())
+    if between > 0.01:
+        raise InvdiffError(
+            f"mask {name!r} is soft: {100 * between:.0f} % of it is neither black nor white. A pixel is known (white) or missing "
+            "(black); draw the mask with hard edges, or threshold it in an image editor"
+        )
+    return torch.from_numpy(grey > 127)
+
+
 def _known_pixels(mask: Any) -> Tensor:
     """The mask as a bool tensor `(1 or B, 1 or C, H, W)`."""
     white = 1.0
-    if isinstance(mask, str | os.PathLike | Image.Image):
+    if isinstance(mask, str | os.PathLike):
+        mask = read_mask(mask)
+    if isinstance(mask, Image.Image):
         picture = read_image(mask, "mask").transpose(2, 0, 1)
         white = 255.0
         values = torch.from_numpy(np.array(picture[:1] if (picture == picture[:1]).all() else picture))

@@ -16,10 +16,36 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from invdiff.checks import MOST_PIXELS, known, one_of, real, shape_of, shown, whole
+from invdiff.checks import MOST_PIXELS, real, shape_of, shown, whole
 from invdiff.errors import InvdiffError
+from invdiff.operators.options import called
+from invdiff.registry import Registry
 
 Size = int | tuple[int, int]
+Generator = Callable[..., Tensor]
+
+
+def _generator_of_masks(name: str, function: Any) -> Generator:
+    if not callable(function):
+        raise InvdiffError(
+            f"mask {name!r} must be a function of (size, seed) that returns a mask, got {shown(function)}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+MASKS: Registry[Generator] = Registry(
+    "mask", "invdiff.masks", _generator_of_masks, lambda name: name.lower().replace("-", "_")
+)
+"""Every mask generator by name: ``f(size, seed, **options)``, `size` an int or `(H, W)`, returns bool `(H, W)`."""
+
+
+def register_mask(name: str) -> Callable[[Generator], Generator]:
+    """Decorator that makes a mask generator known as `name` to `make_mask`, the command line and the suites.
+
+    Raises:
+        InvdiffError: The name is taken by another generator.
+    """
+    return lambda function: MASKS.add(name, function)
 
 
 def wide(size: Size, seed: int = 0) -> Tensor:
@@ -32,11 +58,12 @@ def narrow(size: Size, seed: int = 0) -> Tensor:
     return _strokes(size, seed, count=(6, 10), width=(0.03, 0.06), length=(0.15, 0.35))
 
 
-def half(size: Size, seed: int = 0) -> Tensor:
-    """The right half is missing."""
+def half(size: Size, seed: int = 0, fraction_known: float = 0.5) -> Tensor:
+    """The right half is missing; `fraction_known` of the columns, from the left, are known."""
     height, width = checked_size(size)
-    mask = torch.ones(height, width, dtype=torch.bool)
-    mask[:, width // 2 :] = False
+    fraction_known = real("fraction_known", fraction_known, 0, 1)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[:, : int(fraction_known * width + 1e-9)] = True
     return mask
 
 
@@ -131,17 +158,13 @@ def text(size: Size, seed: int = 0, string: str = "invdiff", lines: int | None =
     return torch.from_numpy(np.array(canvas) > 127)
 
 
-_MASKS: dict[str, Callable[..., Tensor]] = {
-    function.__name__: function
-    for function in (
-        alternating_lines, box, expand, half, narrow, random_pixels, scan_lines, super_resolve, text, wide
-    )
-}  # fmt: skip
+for _function in (alternating_lines, box, expand, half, narrow, random_pixels, scan_lines, super_resolve, text, wide):
+    register_mask(_function.__name__)(_function)
 
 
 def mask_names() -> list[str]:
     """Names that `make_mask` takes."""
-    return sorted(_MASKS)
+    return sorted(MASKS.names())
 
 
 def make_mask(name: str, size: Size, seed: int = 0, **options: Any) -> Tensor:
@@ -159,10 +182,8 @@ def make_mask(name: str, size: Size, seed: int = 0, **options: Any) -> Tensor:
     Raises:
         InvdiffError: For an unknown name, an option that the mask doesn't have, or a size that isn't positive.
     """
-    word = name.replace("-", "_") if isinstance(name, str) else name
-    function = _MASKS[one_of("name", word, _MASKS)]
-    known(f"mask {name!r}", options, function.__code__.co_varnames[2 : function.__code__.co_argcount])
-    return function(size, whole("seed", seed, low=0), **options)
+    seed = whole("seed", seed, low=0)
+    return called(MASKS.get(name), f"mask {name!r}", options, size, seed)  # type: ignore[no-any-return]
 
 
 def checked_size(size: Size, name: str = "size") -> tuple[int, int]:

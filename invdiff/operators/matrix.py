@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import isqrt, prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.checks import array
+from invdiff.checks import array, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.base import LinearOperator, Shape
+from invdiff.operators.options import called
 from invdiff.operators.spectrum import SingularSystem
 
 
@@ -34,6 +36,31 @@ class MatrixOperator(LinearOperator):
         with torch.inference_mode(False):
             self.matrix = values.clone()
 
+    @classmethod
+    def from_options(cls, image_shape: Shape, *, matrix: Any = None, **own: Any) -> MatrixOperator:
+        """A matrix by name, from a file, or as it is.
+
+        Args:
+            image_shape: `(C, H, W)`.
+            matrix: ``"random"`` for `random_matrix`, the path of a ``.npy`` file, or what the class takes.
+            own: Options of `random_matrix`: rows, seed.
+        """
+        if isinstance(matrix, str) and matrix == "random":
+            return cls(called(random_matrix, "matrix 'random'", own, prod(image_shape)))
+        if matrix is None:
+            raise InvdiffError(
+                "operator matrix needs the option 'matrix': 'random', the path of a .npy file, or an array"
+            )
+        called(lambda: None, "a matrix that is given", own)
+        if isinstance(matrix, str):
+            try:
+                matrix = np.load(matrix, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise InvdiffError(
+                    f"matrix must be 'random' or the path of a .npy file, got {matrix!r}: {error}"
+                ) from None
+        return cls(matrix)
+
     def _as(self, like: Tensor) -> Tensor:
         if self.matrix.dtype == like.dtype and self.matrix.device == like.device:
             return self.matrix
@@ -55,7 +82,7 @@ class MatrixOperator(LinearOperator):
         m, n = self.matrix.shape
         if prod(image_shape) != n:
             raise InvdiffError(
-                f"image_shape is {tuple(image_shape)}, {prod(image_shape)} numbers, but {self!r} takes images of {n}."
+                f"image_shape is {tuple(image_shape)}, {prod(image_shape)} elements, but {self!r} takes images of {n}."
             )
         return (m,)
 
@@ -75,3 +102,24 @@ class MatrixOperator(LinearOperator):
 
     def __repr__(self) -> str:
         return f"MatrixOperator({self.matrix.shape[0]}x{self.matrix.shape[1]})"
+
+
+def random_matrix(columns: int, rows: int, seed: int = 0) -> Tensor:
+    """`(rows, columns)` with random orthonormal singular vectors and singular values evenly from 1 down to 0.3.
+
+    After MCGDiff (Cardoso et al., ICLR 2024), whose values are uniform on (0, 1): none here is so small that a noise-free
+    measurement could not be inverted in single precision.
+
+    Args:
+        columns: Numbers in an image, `C H W`.
+        rows: Numbers in the measurement, 1 to `columns`.
+        seed: Of the singular vectors.
+    """
+    rows, seed = whole("rows", rows, 1, columns), whole("seed", seed, 0)
+
+    def orthonormal(m: int, n: int, seed: int) -> Tensor:
+        draws = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return torch.linalg.qr(draws)[0]
+
+    values = torch.linspace(1.0, 0.3, rows, dtype=torch.float64)
+    return orthonormal(rows, rows, seed + 1) @ torch.diag(values) @ orthonormal(columns, rows, seed).mT

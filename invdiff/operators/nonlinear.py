@@ -27,7 +27,8 @@ class NonlinearOperator:
         name: what messages call it.
     """
 
-    kind = "nonlinear"
+    task = "nonlinear"
+    keeps_range = False
     batch_size = None
 
     def __init__(self, forward: Callable[[Tensor], Tensor], pinv: Callable[[Tensor], Tensor], name: str = "h") -> None:
@@ -43,17 +44,25 @@ class NonlinearOperator:
         """h^+(y), (B, C, H, W)."""
         return self._pinv(y)
 
+    def reads(self, image_shape: Shape) -> Tensor | None:
+        """None: all elements of the measurement are read."""
+        return None
+
+    def first_look(self, y: Tensor, image_shape: Shape) -> Tensor:
+        """y where it has the image's shape, else h^+(y)."""
+        return y if tuple(y.shape[1:]) == tuple(image_shape) else self.pinv(y)
+
     def project(self, x: Tensor) -> Tensor:
-        """h^+(h(x)): the part of x that y sees."""
+        """h^+(h(x)): the part of x that y tells."""
         return self._pinv(self._forward(x))
 
     def complement(self, x: Tensor) -> Tensor:
         """x - h^+(h(x))."""
         return x - self.project(x)
 
-    def merge(self, seen: Tensor, x: Tensor) -> Tensor:
-        """``h^+(h(seen)) + (x - h^+(h(x)))``: what a measurement can see from `seen`, the rest from `x`."""
-        return self.project(seen) + self.complement(x)
+    def merge(self, known: Tensor, x: Tensor) -> Tensor:
+        """``h^+(h(known)) + (x - h^+(h(x)))``: what a measurement tells from `known`, the rest from `x`."""
+        return self.project(known) + self.complement(x)
 
     def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
         """``f(1) (h^+(y) - h^+(h(x)))``."""
@@ -61,8 +70,8 @@ class NonlinearOperator:
 
     def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
         """``f(0) (x - h^+(h(x))) + f(1) h^+(h(x))``."""
-        seen, unseen = (torch.as_tensor(f(torch.tensor(v, dtype=torch.float64))).to(x.dtype) for v in (1.0, 0.0))
-        return unseen * x + (seen - unseen) * self.project(x)
+        at_one, at_zero = (torch.as_tensor(f(torch.tensor(v, dtype=torch.float64))).to(x.dtype) for v in (1.0, 0.0))
+        return at_zero * x + (at_one - at_zero) * self.project(x)
 
     def adjoint(self, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         """There is none.

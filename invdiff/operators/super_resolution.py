@@ -36,7 +36,8 @@ class SuperResolution(LinearOperator):
     Source: the operators of Kawar et al., Denoising Diffusion Restoration Models (NeurIPS 2022).
     """
 
-    kind = "super_resolution"
+    task = "super_resolution"
+    keeps_range = True
 
     def __init__(self, scale: int, kernel: str = "nearest") -> None:
         self.scale = whole("scale", scale, 1, MOST_SCALE)
@@ -79,6 +80,9 @@ class SuperResolution(LinearOperator):
         channels, height, width = image_shape
         return (channels, -(-height // self.scale), -(-width // self.scale))
 
+    def first_look(self, y: Tensor, image_shape: Shape) -> Tensor:
+        return functional.interpolate(y, image_shape[1:], mode="bicubic", align_corners=False)
+
     def _cogram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:
         divides = image_shape[1] % self.scale == 0 and image_shape[2] % self.scale == 0
         if self.kernel == "nearest" or (self.kernel == "box" and divides):
@@ -112,11 +116,6 @@ class SuperResolution(LinearOperator):
             return values, values**2
 
         return self._remembered(("values", image_shape[-2:], like.dtype, like.device), build)
-
-    def filtered_residual(self, f: Filter, y: Tensor, x: Tensor) -> Tensor:
-        if self.kernel != "bicubic":
-            return super().filtered_residual(f, y, x)
-        return self.filtered_adjoint(f, y - self(x), tuple(x.shape[1:]))
 
     def filtered_adjoint(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         if self.kernel != "bicubic":

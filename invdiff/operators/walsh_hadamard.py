@@ -28,7 +28,7 @@ class WalshHadamard(LinearOperator):
     Source: the operator of Kawar et al., Denoising Diffusion Restoration Models (NeurIPS 2022).
     """
 
-    kind = "compressed_sensing"
+    task = "compressed_sensing"
     channelwise = True
 
     def __init__(self, ratio: float = 0.5, seed: int = 0) -> None:

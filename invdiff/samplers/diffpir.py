@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
@@ -66,11 +65,7 @@ class DiffPIR(Sampler):
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
         if self.init == "noise":
             return noise("init")
-        start = problem.y
-        if problem.operator.kind == "super_resolution":
-            start = interpolate(problem.y, problem.image_shape[1:], mode="bicubic", align_corners=False)
-        elif start.shape[1:] != problem.image_shape:
-            start = problem.pinv_y
+        start = problem.operator.first_look(problem.y, problem.image_shape)
         a_t = backbone.schedule.alpha_bar_at(t)
         missing = max(0.0, 1 - a_t - a_t * problem.sigma_y**2)  # y brings noise of its own
         return a_t**0.5 * start + missing**0.5 * noise("init")

@@ -1,6 +1,6 @@
 """Tuned settings per task, as data: what ``sampler="diffpir"`` means for a mask and for a blur.
 
-A row applies where its sampler is asked for by name, the operator is of one of its kinds (`LinearOperator.kind`) and the
+A row applies where its sampler is asked for by name, the operator names one of its tasks (`LinearOperator.task`) and the
 noise is as stated; what the caller passes wins over it. `Solution.settings` shows what was used.
 """
 
@@ -16,14 +16,14 @@ class Preset:
 
     Attributes:
         sampler: its name.
-        kinds: operator kinds; empty for all.
+        tasks: of operators; empty for all.
         noisy: True for sigma_y > 0, False for sigma_y = 0, None for both.
         settings: values of the sampler's fields.
         source: where they come from.
     """
 
     sampler: str
-    kinds: tuple[str, ...]
+    tasks: tuple[str, ...]
     noisy: bool | None
     settings: dict[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -42,10 +42,10 @@ PRESETS: tuple[Preset, ...] = (
 )
 
 
-def preset(sampler: str, kind: str, noisy: bool) -> dict[str, Any]:
+def preset(sampler: str, task: str, noisy: bool) -> dict[str, Any]:
     """The settings that the table holds for this task; an empty dict where it holds none."""
     found: dict[str, Any] = {}
     for row in PRESETS:
-        if row.sampler == sampler and (not row.kinds or kind in row.kinds) and row.noisy in (None, noisy):
+        if row.sampler == sampler and (not row.tasks or task in row.tasks) and row.noisy in (None, noisy):
             found.update(row.settings)
     return found

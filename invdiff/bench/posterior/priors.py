@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from invdiff import operators
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError, near_match
-from invdiff.operators import Colorization, Identity, LinearOperator, Mask, MatrixOperator, SuperResolution
+from invdiff.operators import LinearOperator
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.priors.mixture import GaussianMixtureBackbone
 
@@ -165,51 +167,36 @@ def make_prior(name: str) -> Prior:
 
 # ---- the measurements -------------------------------------------------------------------------------------------
 
-OPERATORS = "mask-first-N, mask-centre, super-resolution-N, colorization, random-N, nothing"
+OPERATORS = "mask-first-N, mask-centre, super-resolution-N, colorization, identity, random-N"
 
 
 def make_operator(name: str, image_shape: tuple[int, ...], seed: int = 0) -> LinearOperator:
-    """A measurement by name.
+    """A measurement by its short name in the truth suite.
 
     Args:
         name: ``"mask-first-4"`` (the first 4 pixels of every row are known), ``"mask-centre"`` (the middle quarter is missing),
-            ``"super-resolution-4"`` (box averages of 4x4), ``"colorization"``, ``"random-4"`` (4 rows with random orthonormal
-            directions and singular values evenly from 1 down to 0.3), ``"nothing"`` (all pixels missing).
+            ``"super-resolution-4"`` (box averages of 4x4), ``"random-4"`` (`random_matrix` of 4 rows), ``"colorization"``,
+            ``"identity"``.
         image_shape: (C, H, W).
         seed: of the random matrix.
 
     Raises:
         InvdiffError: unknown name.
     """
-    _, height, width = image_shape
-    kind, _, number = name.rpartition("-")
-    if name == "colorization":
-        return Colorization()
-    if name == "identity":
-        return Identity()
-    if name == "mask-centre":
-        mask = torch.ones(height, width)
-        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
-        return Mask(mask)
-    if number.isdigit() and kind == "mask-first":
-        mask = torch.zeros(height, width)
-        mask[:, : int(number)] = 1
-        return Mask(mask)
-    if number.isdigit() and kind == "super-resolution":
-        return SuperResolution(int(number), "box")
-    if number.isdigit() and kind == "random":
-        return random_matrix(int(number), math.prod(image_shape), seed)
-    raise InvdiffError(f"unknown operator {name!r}; one of {OPERATORS}")
-
-
-def random_matrix(rows: int, columns: int, seed: int = 0) -> MatrixOperator:
-    """A matrix with random singular vectors and singular values evenly from 1 down to 0.3, after MCGDiff (whose values are
-    uniform on (0, 1): none here is so small that a noise-free measurement could not be inverted in float32)."""
-    draws = torch.randn(columns, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    right, _ = torch.linalg.qr(draws)
-    square = torch.randn(rows, rows, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    left, _ = torch.linalg.qr(square)
-    return MatrixOperator(left @ torch.diag(torch.linspace(1.0, 0.3, rows, dtype=torch.float64)) @ right.mT)
+    _, _, number = name.rpartition("-")
+    n = int(number) if number.isdigit() else 0
+    meant: dict[str, tuple[str, dict[str, Any]]] = {
+        "colorization": ("colorization", {}),
+        "identity": ("identity", {}),
+        "mask-centre": ("mask", {"mask": "box"}),
+        f"mask-first-{n}": ("mask", {"mask": "half", "fraction_known": n / image_shape[-1]}),
+        f"super-resolution-{n}": ("super_resolution", {"scale": n, "kernel": "box"}),
+        f"random-{n}": ("matrix", {"matrix": "random", "rows": n, "seed": seed}),
+    }
+    if name not in meant:
+        raise InvdiffError(f"operator must be one of {OPERATORS}; got {name!r}")
+    family, options = meant[name]
+    return operators.make_operator(family, image_shape, **options)
 
 
 # ---- a learned denoiser of the same prior -----------------------------------------------------------------------

@@ -51,6 +51,7 @@ from invdiff.bench.posterior.distances import (
 from invdiff.bench.posterior.priors import Prior, learned_denoiser, make_operator, make_prior
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.files import atomic_write
+from invdiff.metrics import misfit
 from invdiff.operators import LinearOperator
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.samplers.base import sampler_class
@@ -311,7 +312,7 @@ class Problem:
         def draws(n: int, seed: int) -> Tensor:
             return posterior.sample(n, seed=seed).flatten(1)
 
-        def misfit(x: Tensor) -> float:
+        def off(x: Tensor) -> float:
             return misfit_rms(self.operator, x.reshape(-1, *shape), y)
 
         responsibilities, _ = self._components()
@@ -332,7 +333,7 @@ class Problem:
             new_draws=draws,
             responsibilities=responsibilities,
             mode_weights=weights,
-            misfit=misfit,
+            misfit=off,
             basis=basis,
         )
 
@@ -352,12 +353,8 @@ class Problem:
 
 
 def misfit_rms(operator: LinearOperator, x: Tensor, y: Tensor) -> float:
-    """rms of ``A x - y`` over the numbers that A reads (of a mask: the known pixels), in the unit of y."""
-    difference = (operator(x.to(y.dtype)) - y).flatten(1)
-    if operator.kind == "mask":
-        read = operator(torch.ones_like(x[:1], dtype=y.dtype)).flatten() > 0
-        difference = difference[:, read]
-    return float(difference.square().mean().sqrt())
+    """rms of the misfits of all `x`, in the unit of y."""
+    return float(misfit(x.to(y.dtype), operator, y.expand(len(x), *y.shape[1:])).square().mean().sqrt())
 
 
 def _prior_covariance(prior: Prior) -> Tensor:

@@ -4,7 +4,7 @@ backbone = "cats64"
 images = "prior"            # drawn from the backbone itself; or a folder or zip of pictures
 n_images = 8
 seeds = [0, 1]
-metrics = ["psnr", "lpips", "consistency"]
+metrics = ["psnr", "lpips", "misfit"]
 
 [[tasks]]
 name = "half"
@@ -33,15 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError, near_match
 from invdiff.files import slug
 from invdiff.metrics import metric_names
-from invdiff.operators import Blur, Fourier, Mask, fourier_mask, gaussian_kernel, motion_kernel, uniform_kernel
 from invdiff.operators.base import LinearOperator
-from invdiff.operators.masks import make_mask, mask_names
-from invdiff.operators.registry import get_operator, operator_names
+from invdiff.operators.registry import get_operator, make_operator, operator_names
 from invdiff.problem import Problem
 from invdiff.samplers.base import Cost, Sampler, sampler_class, sampler_names
 from invdiff.samplers.paths import PATHS, make_path
@@ -55,11 +53,6 @@ else:
 PRIOR = "prior"
 SUITES = Path(__file__).parent / "suites"
 
-_KERNELS: dict[str, Callable[..., Tensor]] = {
-    "gaussian": gaussian_kernel,
-    "uniform": uniform_kernel,
-    "motion": motion_kernel,
-}
 _REPRESENTATIVE = (3, 64, 64)  # the size of image that a task is tried on when a suite is read
 
 
@@ -73,10 +66,9 @@ class Task:
     Attributes:
         name: unique in the suite.
         operator: a name of `operator_names`.
-        options: of the operator. For a mask: ``mask`` (a name of `mask_names` or a picture's path), ``seed`` and the
-            generator's own; for a blur: ``kernel`` (gaussian, uniform, motion) and the kernel's own.
+        options: of the operator, as `make_operator` takes them: ``mask``, ``kernel``, ``scale``, ...
         sigma_y: standard deviation of the noise, images in [0, 1].
-        per_image: draw another mask for every image, with seed + number of the image.
+        per_image: draw another mask for every image: its seed is the option ``seed`` + the number of the image.
     """
 
     name: str
@@ -93,40 +85,17 @@ class Task:
             images: their numbers in the suite, one per image of the batch; read where `per_image` is set only.
 
         Raises:
-            InvdiffError: unknown operator, generator or option, with the near match.
+            InvdiffError: unknown operator or option (with the near match), or a value that it doesn't take.
         """
-        size = (int(image_shape[-2]), int(image_shape[-1]))
         options = dict(self.options)
-        if self.operator == "mask":
-            name = options.pop("mask", None)
-            if name is None:
-                raise InvdiffError(
-                    f"a mask task needs mask = one of {', '.join(mask_names())}, or the path of a picture"
-                )
-            if _is_picture(name):
-                if options:
-                    raise InvdiffError(f"{next(iter(options))!r} is no option of a mask that is read from a picture")
-                return Mask(name)
-            seed = options.pop("seed", 0)
-            if not self.per_image:
-                return Mask(make_mask(name, size, seed, **options))
-            return Mask(torch.stack([make_mask(name, size, seed + i, **options)[None] for i in images]))
-        if self.operator == "blur":
-            kernel = options.pop("kernel", "gaussian")
-            if kernel not in _KERNELS:
-                hint = near_match(str(kernel), _KERNELS)
-                raise InvdiffError(f"kernel must be one of {', '.join(_KERNELS)}; got {kernel!r}.{hint}")
-            own = {k: options.pop(k) for k in list(options) if k in _arguments(_KERNELS[kernel])}
-            _check_names("blur", options, [*_arguments(_KERNELS[kernel]), "threshold"])
-            return Blur(_called(_KERNELS[kernel], f"kernel {kernel!r}", own), **options)
-        if self.operator == "fourier":
-            _check_names("fourier", options, _arguments(fourier_mask)[1:])
-            return Fourier(fourier_mask(size, **options))
-        if self.operator in ("matrix", "function"):
-            raise InvdiffError(f"operator {self.operator!r} takes an array or a function, which a suite cannot hold")
-        family = get_operator(self.operator)
-        _check_names(self.operator, options, _arguments(family))
-        return _called(family, self.operator, options)
+        if self.per_image:
+            seed = whole("seed", options.get("seed", 0), 0)
+            options["seed"] = [seed + i for i in images]
+        return make_operator(self.operator, tuple(int(n) for n in image_shape), **options)
+
+    def reads_files(self) -> bool:
+        """Whether an option is a picture's path, so that the operator is for images of that picture's size only."""
+        return any(_is_picture(self.options.get(name)) for name in get_operator(self.operator).framed)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the suite's file."""
@@ -252,7 +221,7 @@ class Suite:
     image_seed: int = 0
     image_steps: int = 100
     seeds: tuple[int, ...] = (0,)
-    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "consistency")
+    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "misfit")
     batch_size: int = 0
     published: Published | None = None
 
@@ -472,9 +441,9 @@ class _Reader:
         task = Task(name, operator, row, float(sigma_y), bool(per_image))
         if self.check:
             self.at((*where, "operator"), _known, "operator", operator, operator_names())
-            if per_image and (operator != "mask" or _is_picture(row.get("mask", ""))):
+            if per_image and (operator != "mask" or task.reads_files()):
                 self.fail((*where, "per_image"), "per_image is for masks that are drawn by a generator")
-            if not (operator == "mask" and _is_picture(row.get("mask", ""))):
+            if not task.reads_files():
                 try:
                     task.build(_REPRESENTATIVE)
                 except InvdiffError as error:
@@ -695,21 +664,3 @@ def _existing(path: Path) -> Path:
 
 def _is_picture(mask: Any) -> bool:
     return isinstance(mask, str) and bool(Path(mask).suffix)
-
-
-def _arguments(function: Callable[..., Any]) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-
-
-def _check_names(what: str, options: Mapping[str, Any], names: Sequence[str]) -> None:
-    for name in options:
-        if name not in names:
-            has = f"it has {', '.join(names)}" if names else "it has none"
-            raise InvdiffError(f"unknown option {name!r} for operator {what}; {has}.{near_match(name, names)}")
-
-
-def _called(function: Callable[..., Any], what: str, options: dict[str, Any]) -> Any:
-    try:
-        return function(**options)
-    except TypeError as error:
-        raise InvdiffError(f"{what}: {error}") from None
