@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from invdiff.errors import InvdiffError, near_match
 from invdiff.files import atomic_write
