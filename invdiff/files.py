@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from invdiff.checks import shown
 from invdiff.errors import InvdiffError
 
 _LARGEST_JSON = 16 << 20
@@ -74,6 +76,85 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvdiffError(f"path {file} must hold a dictionary, got a {type(content).__name__}")
     return content
+
+
+def check_readable(path: str | os.PathLike[str], what: str = "file", accepted: str = "a file") -> Path:
+    """The path, if there is an ordinary file that can be opened. Nothing is read, so a pipe or a device cannot block.
+
+    Args:
+        path: of the file.
+        what: it is, for the message, such as ``"photo 'a.png'"``.
+        accepted: what is expected, for the message.
+
+    Raises:
+        InvdiffError: nothing of that name, a folder, a pipe, a device, or no permission.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise InvdiffError(f"{what} does not exist") from None
+    except (OSError, ValueError) as error:  # a name too long, one with a NUL, a circle of links
+        raise InvdiffError(f"{what} cannot be read: {_reason(error)}") from None
+    if stat.S_ISDIR(mode):
+        raise InvdiffError(f"{what} is a directory; {accepted} is expected")
+    if not stat.S_ISREG(mode):
+        raise InvdiffError(f"{what} is a pipe, a socket or a device; {accepted} is expected")
+    if not os.access(path, os.R_OK):
+        raise InvdiffError(f"{what} cannot be read: no permission")
+    return Path(path)
+
+
+def check_writable(path: str | os.PathLike[str], what: str = "output") -> Path:
+    """The path, if a file can be written there: tried with an empty one beside it, which is gone again.
+
+    Raises:
+        InvdiffError: no such folder, a folder or a device of that name, an impossible name, no permission, a full disk.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InvdiffError(f"{what} must be a file name, got {shown(path)}")
+    named = f"{what} {str(path)!r}"
+    try:
+        path = Path(path)
+        there = path.stat().st_mode if path.exists() else None
+        if there is not None and stat.S_ISDIR(there):
+            raise InvdiffError(f"{named} is a directory; a file name is expected")
+        if there is not None and not stat.S_ISREG(there):
+            raise InvdiffError(f"{named} is a pipe, a socket or a device; an ordinary file is expected")
+        if not path.parent.is_dir():
+            raise InvdiffError(f"{named}: the folder {str(path.parent)!r} does not exist; make it first")
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        os.unlink(temporary)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvdiffError):
+            raise
+        raise InvdiffError(f"{named} cannot be written: {_reason(error)}") from None
+    return path
+
+
+def make_folder(path: str | os.PathLike[str], what: str = "out") -> Path:
+    """The folder, made if it isn't there, in which a file can be written.
+
+    Raises:
+        InvdiffError: a file of that name, an impossible name, no permission, a full disk.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InvdiffError(f"{what} must be a folder, got {shown(path)}")
+    try:
+        folder = Path(path).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".invdiff-", dir=folder)
+        os.close(handle)
+        os.unlink(temporary)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvdiffError(
+            f"{what} must be a folder that can be written to, got {str(path)!r}: {_reason(error)}"
+        ) from None
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def slug(name: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from invdiff.errors import InvdiffError
+from invdiff.checks import real, shown, whole
+from invdiff.errors import InvdiffError, InvdiffWarning
+from invdiff.files import check_readable, check_writable
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Affine:
     @classmethod
     def from_range(cls, value_range: Sequence[float]) -> Affine:
         """The map that takes (low, high) to (-1, 1)."""
-        try:
-            low, high = (float(v) for v in value_range)
-        except (TypeError, ValueError):
-            raise InvdiffError(f"value_range must be two numbers (black, white), got {value_range!r}") from None
-        if not (math.isfinite(low) and math.isfinite(high)) or low >= high:
-            raise InvdiffError(f"value_range must be (black, white) with black < white, got {value_range!r}")
+        ends = value_range.tolist() if hasattr(value_range, "tolist") else value_range
+        if not isinstance(ends, list | tuple) or len(ends) != 2:
+            raise InvdiffError(f"value_range must be two numbers (black, white), got {shown(value_range)}")
+        low, high = (real("value_range", end, -1e9, 1e9) for end in ends)
+        if not high - low > 1e-6 * max(abs(low), abs(high)):
+            raise InvdiffError(
+                f"value_range must be (black, white) with black < white, apart enough to be told apart, got {shown(value_range)}"
+            )
         return cls(2 / (high - low), -(high + low) / (high - low))
 
     def invert(self, model: float | Tensor) -> float | Tensor:
@@ -53,24 +57,29 @@ _MODES = {
 
 
 def found_image(source: str | os.PathLike[str] | Image.Image, argument: str = "image") -> tuple[Image.Image, str]:
-    """A picture, not decoded yet, and what messages call it.
+    """A picture, not decoded yet, and what messages call it. Of several frames in a file the first is taken, with a warning.
 
     Raises:
-        InvdiffError: missing file, directory, not an image.
+        InvdiffError: missing file, directory, pipe, not an image, or one of more than some 180 megapixels.
     """
     if isinstance(source, Image.Image):
         return source, f"{argument} (a PIL image)"
-    path, what = Path(source), f"{argument} {str(source)!r}"
-    if path.is_dir():
-        raise InvdiffError(f"{what} is a directory; an image file is expected")
-    if not path.exists():
-        raise InvdiffError(f"{what} does not exist")
+    what = f"{argument} {str(source)!r}"
+    path = check_readable(source, what, "an image file")
     try:
-        return Image.open(path), what
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a photo may have 100 megapixels
+            image = Image.open(path)
+        frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError:
         raise InvdiffError(f"{what} is not an image file that can be read (PNG, JPEG, WebP, TIFF, BMP, ...)") from None
-    except OSError as error:
+    except Image.DecompressionBombError as error:
+        raise InvdiffError(f"{what} is too large: {error}") from None
+    except Exception as error:  # decoders raise anything, from OSError to struct.error
         raise InvdiffError(f"{what} cannot be read: {error}") from None
+    if frames > 1 and image.format != "MPO":  # phones keep a second, small picture in these
+        warnings.warn(f"{what} holds {frames} frames; the first is taken", InvdiffWarning, stacklevel=3)
+    return image, what
 
 
 def decoded(image: Image.Image, what: str) -> Image.Image:
@@ -81,16 +90,19 @@ def decoded(image: Image.Image, what: str) -> Image.Image:
     """
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise InvdiffError(f"{what} is damaged or truncated: {error}") from None
     return image
 
 
 def open_image(source: str | os.PathLike[str] | Image.Image, argument: str = "image") -> Image.Image:
-    """A PIL image in mode L or RGB, fully decoded and upright (a rotation in its EXIF data is carried out).
+    """A PIL image in mode L or RGB, fully decoded and upright: a rotation that the camera noted (EXIF) is applied.
+
+    Of several frames the first is taken, with a warning.
 
     Raises:
-        InvdiffError: missing file, directory, not an image, truncated, or a mode that is neither grey nor RGB.
+        InvdiffError: missing file, directory, pipe, not an image, truncated, a mode that is neither grey nor RGB, or more than
+            some 180 megapixels.
     """
     image, what = found_image(source, argument)
     mode = "I" if image.mode.startswith("I") else image.mode
@@ -176,10 +188,13 @@ def save_grid(
     """
     import torch
 
-    shapes = [tuple(row.shape) for row in rows]
-    if not rows or any(len(shape) != 4 or shape[1] not in (1, 3) or shape[2:] != shapes[0][2:] for shape in shapes):
+    check_writable(path)
+    zoom = whole("zoom", zoom, 1, 64)
+    low, high = (Affine.from_range(value_range).invert(end) for end in (-1.0, 1.0))
+    shapes = [tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__ for row in rows]
+    fit = all(len(s) == 4 and s[1] in (1, 3) and s[2:] == shapes[0][2:] for s in shapes if not isinstance(s, str))
+    if not rows or any(isinstance(shape, str) for shape in shapes) or not fit:
         raise InvdiffError(f"rows must be batches (B, 1 or 3, H, W) of images of one size, got {shapes or 'none'}")
-    low, high = value_range
     most = max(shape[0] for shape in shapes)
     grid = torch.full((len(rows), most, 3, *shapes[0][2:]), -1.0)
     for line, row in zip(grid, rows, strict=True):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from invdiff.checks import whole
+from invdiff.checks import array, whole
+from invdiff.errors import InvdiffError
 
 Draw = Callable[[str], Tensor]  # noise("step") -> (B, C, H, W)
 
@@ -60,8 +61,13 @@ class NoiseSource:
     def draw(self, step: int, role: str) -> Tensor:
         """(B, C, H, W) standard normal numbers for `role` (``"init"``, ``"step"``, ...) of step number `step`."""
         if self._replace is not None:
-            drawn = self._replace((len(self._names), *self._shape))
-            return self._cut(torch.as_tensor(drawn).to(self._device, self._dtype))
+            shape = (len(self._names), *self._shape)
+            drawn = array("noise", self._replace(shape), what=f"numbers of shape {shape}")
+            if tuple(drawn.shape) != shape:
+                raise InvdiffError(
+                    f"noise must return a tensor of shape {shape}, got one of shape {tuple(drawn.shape)}"
+                )
+            return self._cut(drawn.to(self._device, self._dtype))
         if self._in_squares:
             return self._squares(step, role)
         number, within = divmod(step, self._per_block)
@@ -120,7 +126,7 @@ def seed_of(*words: object) -> int:
 def standard_normal(shape: tuple[int, ...], seed: int, generator: torch.Generator | None = None) -> Tensor:
     """Float64 draws on the CPU from `generator`, or from one of their own started at `seed`."""
     if generator is None:
-        generator = torch.Generator().manual_seed(whole("seed", seed, low=0))
+        generator = torch.Generator().manual_seed(whole("seed", seed, low=0, high=2**63 - 1))
     return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 

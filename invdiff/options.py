@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import flag, one_of, real, shown, whole
+from invdiff.errors import InvdiffError
 
 
 def option(
@@ -40,26 +41,12 @@ def checked(owner: str, field: dataclasses.Field, value: Any) -> Any:
     default: Any = field.default
     meta, name = field.metadata, f"{owner}: {field.name}"
     if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise InvdiffError(f"{name} must be True or False, got {value!r}")
-        return value
+        return flag(name, value)
     if isinstance(default, str):
-        if meta["choices"] and value not in meta["choices"]:
-            hint = near_match(str(value), meta["choices"])
-            raise InvdiffError(f"{name} must be one of {', '.join(meta['choices'])}; got {value!r}.{hint}")
+        if meta["choices"]:
+            return one_of(name, value, meta["choices"])
         if not isinstance(value, str):
-            raise InvdiffError(f"{name} must be a word, got {value!r}")
+            raise InvdiffError(f"{name} must be a word, got {shown(value)}")
         return value
-    whole = isinstance(default, int)
-    try:
-        number = int(value) if whole else float(value)
-        good = number == value if whole else number - number == 0
-    except (TypeError, ValueError, OverflowError):
-        good = False
-    if not good or isinstance(value, bool | str):
-        raise InvdiffError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
-    low, high = meta["low"], meta["high"]
-    if (low is not None and number < low) or (high is not None and number > high):
-        accepted = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-        raise InvdiffError(f"{name} must be {accepted}, got {value!r}")
-    return number
+    check = whole if isinstance(default, int) else real
+    return check(name, value, meta["low"], meta["high"])

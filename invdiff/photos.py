@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
@@ -40,7 +41,7 @@ class Photo:
     icc: bytes = b""
 
     @classmethod
-    def read(cls, source: str | Path | Image.Image, argument: str = "photo") -> Photo:
+    def read(cls, source: str | os.PathLike[str] | Image.Image, argument: str = "photo") -> Photo:
         """The picture of a file, or a PIL image.
 
         Raises:

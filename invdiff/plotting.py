@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from invdiff.checks import real, whole
 from invdiff.errors import InvdiffError
 from invdiff.files import atomic_write
 from invdiff.images import to_pil
 from invdiff.samplers.paths import network_calls
+from invdiff.solution import check_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,11 +135,11 @@ def animate(
     Raises:
         InvdiffError: no trajectory was kept, or another ending than .gif.
     """
-    path = Path(path)
+    seconds, rate = real("seconds", seconds, above=0, high=3600), whole("rate", rate, 1, 50)
+    scale = None if scale is None else whole("scale", scale, 1, 64)
     if not solution.trajectory:
         raise InvdiffError("nothing to animate: the run kept no trajectory; solve(..., keep_trajectory=True)")
-    if path.suffix.lower() != ".gif":
-        raise InvdiffError(f"animations are written as .gif, got {str(path)!r}")
+    path = check_output(path, (".gif",))
     frames = solution.trajectory
     count = max(2, min(len(frames), round(seconds * rate)))
     chosen = sorted({round(i * (len(frames) - 1) / (count - 1)) for i in range(count)}) if len(frames) > 1 else [0]

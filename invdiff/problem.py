@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
+from invdiff.checks import array, real, shown
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine
 from invdiff.operators.base import LinearOperator
@@ -23,6 +23,11 @@ from invdiff.operators.checking import refuse_nonlinear
 from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.photos import Photo
 from invdiff.tensors import weighted_sum
+
+MOST_NOISE = 1e6
+"""Largest sigma_y in model range."""
+
+_INTEGERS = {"uint8": 255, "uint16": 65535}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ def build_problem(
     """
     if not isinstance(operator, LinearOperator | NonlinearOperator):
         raise InvdiffError(
-            f"operator must be an invdiff operator such as Mask(m) or SuperResolution(4), got {type(operator).__name__}; "
+            f"operator must be an invdiff operator such as Mask(m) or SuperResolution(4), got {shown(operator)}; "
             "wrap a linear function as FunctionOperator(f)"
         )
     y = _pictures_read(y)
@@ -113,13 +118,19 @@ def build_problem(
         values = torch.where(read | torch.isfinite(values), values, 0.0)  # NaN where nothing is read is no harm
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
-        raise InvdiffError(f"y holds {bad} values that are NaN or infinite; only finite measurements are accepted")
+        raise InvdiffError(f"y must be finite, got {bad} values that are NaN or infinite")
     if isinstance(operator, NonlinearOperator):  # no range can be pushed through it: y is what h makes of model range
+        if sigma_y > 0:
+            raise InvdiffError(f"sigma_y must be 0 with {operator!r}, of which no noise is modelled, got {sigma_y:g}")
         given = values.to(backbone.dtype)
         return Problem(operator, given, given, 0.0, tuple(shape), _photos(y, len(given)))
     offset = operator(torch.full(_stack(operator, shape), unit.offset, device=values.device, dtype=torch.float64))
     given = (unit.scale * values + offset).to(backbone.dtype).contiguous()
     model = given if read is None else torch.where(read, given, 0.0)
+    if not bool(torch.isfinite(model).all()):
+        raise InvdiffError(
+            f"y must fit into {str(backbone.dtype).removeprefix('torch.')}, got values up to {values.abs().max():.3g}"
+        )
     if backbone.bounded:
         _check_range(model, values, unit, sigma_y, operator, shape)
     return Problem(operator, model, given, unit.scale * sigma_y, tuple(shape), _photos(y, len(given)))
@@ -175,8 +186,12 @@ def _described(y: Any) -> str:
 def _pictures_read(y: Any) -> Any:
     """y, files and PIL images in it replaced by `Photo`s."""
     if isinstance(y, list | tuple):
+        if any(isinstance(one, list | tuple) for one in y):
+            raise InvdiffError(
+                "y must be a list of pictures, arrays or tensors, got lists in a list; numpy.asarray(y) may do"
+            )
         return [_pictures_read(one) for one in y]
-    return Photo.read(y, "y") if isinstance(y, str | Path | Image.Image) else y
+    return Photo.read(y, "y") if isinstance(y, str | os.PathLike | Image.Image) else y
 
 
 def _photos(y: Any, count: int) -> tuple[Photo | None, ...]:
@@ -211,60 +226,59 @@ def _measurement(
     """y as a (B, *wanted) tensor in the caller's values, and the map from these to model range."""
     if isinstance(y, list | tuple):
         if not y:
-            raise InvdiffError("y is an empty list; pass at least one measurement")
+            raise InvdiffError("y must hold one measurement at least, got an empty list")
         parts = [_measurement(one, wanted, unit, operator, backbone) for one in y]
         if len({unit for _, unit in parts}) > 1:
             raise InvdiffError("y mixes 8-bit images and float arrays; pass one kind")
         return torch.cat([values for values, _ in parts]), parts[0][1]
     if isinstance(y, Photo):
         y, unit = (_channels(y, wanted[0]) if len(wanted) == 3 else y.values()), Affine.from_range((0, 255))
-    if isinstance(y, np.ndarray):
-        if y.dtype.kind not in "fiub":
-            raise InvdiffError(f"y must hold numbers, got an array of dtype {y.dtype}")
-        if y.dtype == np.uint8:
-            unit = Affine.from_range((0, 255))
-        elif y.dtype == np.uint16:
-            unit = Affine.from_range((0, 65535))
-        elif y.dtype.kind in "iu":
-            raise InvdiffError(
-                f"y has dtype {y.dtype}; uint8 (0..255), uint16 (0..65535) or floats in value_range are accepted"
-            )
-        values = torch.from_numpy(np.ascontiguousarray(y).astype(np.float64))
-        if len(wanted) == 3 and values.shape[-len(wanted) :] != wanted and values.ndim in (3, 4):
-            channels_last = (*wanted[1:], wanted[0])
-            if tuple(values.shape[-3:]) == channels_last:
-                values = values.movedim(-1, -3)
-    elif isinstance(y, Tensor):
-        if y.dtype == torch.uint8:
-            unit = Affine.from_range((0, 255))
-        elif not y.is_floating_point():
-            raise InvdiffError(f"y has dtype {y.dtype}; uint8 (0..255) or floats in value_range are accepted")
-        values = y.detach().double()
-    else:
-        raise InvdiffError(f"y must be a PIL image, a path, a numpy array or a tensor, got {type(y).__name__}")
+    if not isinstance(y, np.ndarray | Tensor):
+        raise InvdiffError(
+            f"y must be a PIL image, a path, a numpy array or a tensor, or a list of these, got {shown(y)}"
+        )
+    values = array("y", y, what="8- or 16-bit integers (0..255, 0..65535) or of floats in value_range")
+    kind = getattr(y.dtype, "name", str(y.dtype).removeprefix("torch."))
+    if kind in _INTEGERS:
+        unit = Affine.from_range((0, _INTEGERS[kind]))
+        _warn_binary(values, kind)
+    elif not values.is_floating_point():
+        raise InvdiffError(
+            f"y must hold uint8 (0..255), uint16 (0..65535) or floats in value_range, got an array of {kind}"
+        )
+    values = values.double()
+    fits = tuple(values.shape[-len(wanted) :]) == wanted
+    if isinstance(y, np.ndarray) and len(wanted) == 3 and values.ndim in (3, 4) and not fits:
+        channels_last = (*wanted[1:], wanted[0])
+        if tuple(values.shape[-3:]) == channels_last:
+            values = values.movedim(-1, -3)
     if len(wanted) == 3 and values.ndim == 2 and (wanted[0] == 1 or isinstance(y, np.ndarray)):
         values = values.expand(wanted[0], *values.shape)  # a grey array is a grey picture
     if values.ndim == len(wanted):
         values = values[None]
     if tuple(values.shape[1:]) != wanted:
         raise InvdiffError(
-            f"y has shape {tuple(values.shape)}, but {operator!r} makes measurements of shape {wanted} "
-            f"(with or without a batch in front) of the backbone's images: {backbone.name} {backbone.sizes_taken()}"
+            f"y must have shape {wanted}, with or without a batch in front: such are the measurements of {operator!r} of the "
+            f"images of {backbone.name} ({backbone.sizes_taken()}); got shape {tuple(values.shape)}"
         )
     if len(values) == 0:
-        raise InvdiffError("y is an empty batch; pass at least one measurement")
+        raise InvdiffError(f"y must hold one measurement at least, got an empty batch of shape {tuple(values.shape)}")
     return values, unit
 
 
-def _sigma(sigma_y: float, unit: Affine) -> float:
-    try:
-        value = float(sigma_y)
-    except (TypeError, ValueError):
-        raise InvdiffError(f"sigma_y must be a number, got {sigma_y!r}") from None
-    if not math.isfinite(value) or value < 0:
-        raise InvdiffError(
-            f"sigma_y must be a finite number of at least 0 (the noise of y, in the unit of y), got {value}"
+def _warn_binary(values: Tensor, kind: str) -> None:
+    """Integers that were meant as truth values are next to black."""
+    if values.numel() and int(values.max()) == 1:
+        warnings.warn(
+            f"y holds the {kind} numbers 0 and 1 alone, which are read as 0..{_INTEGERS[kind]}: it is all but black. If 1 is "
+            "white, pass floats, such as y.astype(float)",
+            InvdiffWarning,
+            stacklevel=5,
         )
+
+
+def _sigma(sigma_y: float, unit: Affine) -> float:
+    value = real("sigma_y", sigma_y, 0.0, MOST_NOISE / unit.scale, hint="It is the noise of y, in the unit of y.")
     if unit == Affine.from_range((0, 255)) and 0 < value < 1:
         warnings.warn(
             f"sigma_y = {value:g} is in the unit of y, which is 8-bit here (0..255): next to no noise. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.errors import InvdiffError
-from invdiff.files import atomic_write
+from invdiff.files import atomic_write, check_writable
 from invdiff.images import Affine, to_pil
 from invdiff.photos import Photo
 
@@ -113,7 +114,13 @@ class Solution:
         Raises:
             InvdiffError: folder missing, or an ending that cannot be written.
         """
-        path = check_output(path)
+        path = check_output(path, count=len(self.x))
+        try:
+            return self._write(path)
+        except OSError as error:
+            raise InvdiffError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+    def _write(self, path: Path) -> list[Path]:
         if path.suffix.lower() == ".npy":
             with atomic_write(path) as temporary:
                 import numpy as np
@@ -159,22 +166,25 @@ class Solution:
         return f"Solution({self.settings.get('sampler')}, {what}, {self.nfe} network calls, {self.seconds:.2f} s)"
 
 
-def check_output(path: str | Path) -> Path:
-    """The path, if a file can be written there.
+def check_output(path: str | Path, endings: Sequence[str] = (), count: int = 1) -> Path:
+    """The path, if `count` files can be written there.
+
+    Args:
+        path: of the file; several get ``-0``, ``-1``, ... before the ending.
+        endings: that are accepted, such as ``(".gif",)``; by default those of pictures, and ``.npy``.
+        count: how many files.
 
     Raises:
-        InvdiffError: its folder does not exist, it is a folder itself, or its ending is no image format.
+        InvdiffError: see `files.check_writable`; or an ending that cannot be written.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InvdiffError(f"output {str(path)!r} is a directory; a file name is expected")
-    if not path.parent.is_dir():
-        raise InvdiffError(f"output {str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
+    path = check_writable(path)
+    if count > 1:
+        check_writable(path.with_stem(f"{path.stem}-{count - 1}"))
     Image.init()
-    if path.suffix.lower() != ".npy" and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InvdiffError(
-            f"output {str(path)!r}: unknown ending {path.suffix!r}; .png, .jpg, .webp, .tif and .npy are accepted"
-        )
+    pictures = {ending for ending, format in Image.registered_extensions().items() if format in Image.SAVE}
+    if path.suffix.lower() not in (endings or {*pictures, ".npy"}):
+        accepted = ", ".join(endings or (".png", ".jpg", ".webp", ".tif", ".npy"))
+        raise InvdiffError(f"output {str(path)!r} must end in one of {accepted}, got the ending {path.suffix!r}")
     return path
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.network import NetworkBackbone, available_device
+from invdiff.backbones.network import PRECISIONS, NetworkBackbone, available_device
+from invdiff.checks import array, flag, function, known, one_of, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine
 from invdiff.noise import NoiseSource
@@ -31,6 +32,10 @@ from invdiff.samplers.presets import preset
 from invdiff.samplers.unconditional import Unconditional
 from invdiff.solution import Frame, Solution, in_range
 
+MOST_RESTORATIONS = 1_000_000
+"""In one call: beyond this a count is a slip of the pen."""
+
+_SET_BY_SAMPLE = {"operator", "y", "sampler", "backbone", "sigma_y", "n_samples", "steps", "seed", "sampler_options"}
 _NUMBERS_PER_BATCH = 2**19  # 42 images of 64x64, 2 of 256x256: fits a laptop with a gradient sampler
 
 
@@ -85,7 +90,7 @@ def solve(
             (with travel_length, travel_repeat), a list of times that ends in -1, or a function of the number of times.
         guidance: extra terms: losses of x0, pairs (loss, weight) or `Guidance` objects.
         progress: show a bar; by default on a terminal.
-        callback: called with a `Progress` after every move.
+        callback: called with a `Progress` after every move, whose tensors are copies.
         keep_trajectory: keep every move (True) or every k-th (an int) of the first batch in `Solution.trajectory`.
         **sampler_options: fields of the sampler, such as ``eta=0.5``, and options of a named `path`.
 
@@ -96,6 +101,18 @@ def solve(
         InvdiffError: bad input, before any network call; it names the argument, what it was and what is accepted.
         DivergenceError: the run went non-finite.
     """
+    if noise is not None:
+        function("noise", noise, "a function of a shape")
+    if callback is not None:
+        function("callback", callback, "a function of a Progress")
+    if progress is not None:
+        flag("progress", progress)
+    every = (
+        int(keep_trajectory) if isinstance(keep_trajectory, bool) else whole("keep_trajectory", keep_trajectory, low=0)
+    )
+    terms = as_guidance(guidance)
+    n_samples = whole("n_samples", n_samples, low=1)
+    batch_size = None if batch_size is None else whole("batch_size", batch_size, low=1)
     model = resolve_backbone(backbone, device, precision)
     problem = build_problem(operator, y, sigma_y, model, value_range)
     model = model.sized(problem.image_shape)
@@ -103,16 +120,13 @@ def solve(
     _warn_noise(method, problem)
     schedule = method.respaced(model.schedule)
     times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
-    terms = as_guidance(guidance)
-    n_samples = _count("n_samples", n_samples)
     keys = _keys(seed, len(problem.y), n_samples)
     first = _first_state(x_init, len(keys), model)
     if batch_size is None:
         batch_size = max(1, _NUMBERS_PER_BATCH // problem.pinv_y[0].numel())
-    batch_size = _count("batch_size", batch_size)
+    batch_size = min(batch_size, len(keys))
 
     frames: list[Frame] = []
-    every = int(keep_trajectory)
     calls: list[int] = []
     pieces, started = [], time.perf_counter()
     batches = list(torch.arange(len(keys)).split(batch_size))
@@ -124,7 +138,7 @@ def solve(
                 if keep and (state.step % every == 0 or state.step == state.steps - 1):
                     frames.append(Frame(state.t, state.s, state.x.cpu().clone(), state.x0.cpu().clone()))
                 if callback is not None:
-                    callback(state)
+                    callback(dataclasses.replace(state, x=state.x.clone(), x0=state.x0.clone()))  # theirs to write to
 
             images = rows // n_samples
             source = NoiseSource([keys[i] for i in rows], problem.image_shape, model.device, model.dtype, noise)
@@ -208,6 +222,8 @@ def sample(
     Returns:
         A `Solution` whose ``x`` is (n, C, H, W).
     """
+    known("sample", options, inspect.signature(solve).parameters.keys() - _SET_BY_SAMPLE | {"clip"})
+    n = whole("n", n, low=1)
     model = resolve_backbone(backbone, options.pop("device", None), options.pop("precision", None))
     clip = options.pop("clip", True)
     if model.any_size or size is not None:
@@ -232,12 +248,14 @@ def resolve_backbone(
 ) -> Backbone:
     """A backbone by name, or as it is, on the wanted device and in the wanted precision."""
     device = None if device is None else available_device(device)
+    if precision is not None:
+        one_of("precision", precision, ("auto", *PRECISIONS))
     if backbone is None or not isinstance(backbone, Backbone):
         from invdiff.backbones.zoo import DEFAULT_BACKBONE, load_backbone
 
         if backbone is not None and not isinstance(backbone, str) and not hasattr(backbone, "__fspath__"):
             raise InvdiffError(
-                f"backbone must be a name, a path or a Backbone, got {type(backbone).__name__}; wrap a network as "
+                f"backbone must be a name, a path or a Backbone, got {shown(backbone)}; wrap a network as "
                 "NetworkBackbone(network, schedule=NoiseSchedule.linear(1000), image_shape=(3, 256, 256))"
             )
         return load_backbone(backbone or DEFAULT_BACKBONE, precision=precision or "auto", device=device)
@@ -267,12 +285,12 @@ def resolve_sampler(
         path_options = {k: options.pop(k) for k in names if k in options}
     if isinstance(sampler, str):
         cls = sampler_class(sampler)
-    elif isinstance(sampler, type) and issubclass(sampler, Sampler):
+    elif isinstance(sampler, type) and issubclass(sampler, Sampler) and not inspect.isabstract(sampler):
         cls = sampler
     elif isinstance(sampler, Sampler):
         cls = type(sampler)
     else:
-        raise InvdiffError(f"sampler must be a name, a Sampler or a Sampler class, got {type(sampler).__name__}")
+        raise InvdiffError(f"sampler must be a name, or a sampler or its class such as DDNM, got {shown(sampler)}")
     cls.check_names(options)
     if isinstance(sampler, Sampler):
         return dataclasses.replace(sampler, **options), path_options
@@ -300,31 +318,32 @@ def _dressing(problem: Problem) -> tuple[Photo | None, ...]:
 
 def _keys(seed: int | Sequence[int], images: int, n_samples: int) -> list[tuple[int, int]]:
     """(seed, sample number) of every restoration."""
-    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray | Tensor | range) else [seed] * images
-    if len(seeds) != images or any(isinstance(s, bool | str) or not hasattr(s, "__index__") for s in seeds):
-        raise InvdiffError(f"seed must be a whole number, or one per image ({images}); got {seed!r}")
-    return [(int(s), j) for s in seeds for j in range(n_samples)]
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
-        raise InvdiffError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return int(value)
+    if images * n_samples > MOST_RESTORATIONS:
+        most, all_ = MOST_RESTORATIONS // images, images * n_samples
+        raise InvdiffError(
+            f"n_samples must be at most {most:,} for {images} images in one call, got {shown(n_samples)}: that would be {all_:.3g} "
+            "restorations, each of many network calls"
+        )
+    seeds: list[Any] = [seed] * images
+    if isinstance(seed, Sequence | np.ndarray | Tensor) and not isinstance(seed, str) and getattr(seed, "ndim", 1) == 1:
+        seeds = list(seed)
+    if len(seeds) != images:
+        raise InvdiffError(f"seed must be a whole number, or one per image ({images}), got {shown(seed)}")
+    numbers = [whole("seed", s, -(2**63), 2**63 - 1) for s in seeds]
+    return [(s, j) for s in numbers for j in range(n_samples)]
 
 
 def _first_state(x_init: Tensor | None, count: int, backbone: Backbone) -> Tensor | None:
     if x_init is None:
         return None
     shape = backbone.image_shape
-    if not isinstance(x_init, Tensor):
-        raise InvdiffError(f"x_init must be a tensor in model range, got {type(x_init).__name__}")
-    state = x_init.detach().to(backbone.device, backbone.dtype)
+    state = array("x_init", x_init, what="numbers in model range").to(backbone.device, backbone.dtype)
     if tuple(state.shape) == shape:
         state = state[None]
     if tuple(state.shape[1:]) != shape or len(state) not in (1, count):
-        raise InvdiffError(f"x_init must have shape {(count, *shape)} or {(1, *shape)}, got {tuple(x_init.shape)}")
+        raise InvdiffError(f"x_init must have shape {(count, *shape)} or {(1, *shape)}, got {tuple(state.shape)}")
     if not bool(torch.isfinite(state).all()):
-        raise InvdiffError("x_init holds values that are NaN or infinite")
+        raise InvdiffError("x_init must be finite, got values that are NaN or infinite")
     return state
 
 

@@ -196,7 +196,7 @@ def test_options_are_fields_with_a_meaning_and_a_checked_range():
         cls = sampler_class(name)
         for field in dataclasses.fields(cls):
             assert len(field.metadata["help"]) > 10, (name, field.name)
-    with pytest.raises(InvdiffError, match=r"ddnm: eta must be 0 to 1, got 1\.5"):
+    with pytest.raises(InvdiffError, match=r"ddnm: eta must be a number from 0 to 1, got 1\.5"):
         iv.DDNM(eta=1.5)
     with pytest.raises(InvdiffError, match="steps must be a whole number"):
         iv.DDNM(steps=2.5)

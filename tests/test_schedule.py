@@ -52,9 +52,11 @@ def test_posterior_variance_is_clipped_at_the_clean_end():
     [
         (lambda: NoiseSchedule.from_betas([]), "non-empty"),
         (lambda: NoiseSchedule.from_betas([0.1, 1.5]), "strictly between 0 and 1"),
-        (lambda: NoiseSchedule.linear(0), "at least 1"),
-        (lambda: NoiseSchedule.linear().respaced(0), "1 to 1000"),
-        (lambda: NoiseSchedule.linear().respaced(1001), "1 to 1000"),
+        (lambda: NoiseSchedule.linear(0), "T must be a whole number from 1 to 1,000,000, got 0"),
+        (lambda: NoiseSchedule.linear(10**9), "T must be"),
+        (lambda: NoiseSchedule.from_betas("ab"), "betas must be"),
+        (lambda: NoiseSchedule.linear().respaced(0), "1 to 1,000"),
+        (lambda: NoiseSchedule.linear().respaced(1001), "1 to 1,000"),
         (lambda: NoiseSchedule.linear().respaced(5, "leeding"), "Did you mean 'leading'"),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,31 +224,32 @@ def nan_at_known():
     ("arguments", "message"),
     [
         ({"operator": iv.Mask(iv.make_mask("half", 32))}, r"32"),
-        ({"y": torch.zeros(1, 3, 8, 8)}, r"y has shape \(1, 3, 8, 8\)"),
-        ({"operator": iv.SuperResolution(4)}, r"measurements of shape \(3, 4, 4\)"),
+        ({"y": torch.zeros(1, 3, 8, 8)}, r"y must have shape \(3, 16, 16\).* got shape \(1, 3, 8, 8\)"),
+        ({"operator": iv.SuperResolution(4)}, r"y must have shape \(3, 4, 4\)"),
         ({"y": nan_at_known()}, r"1 values that are NaN or infinite"),
         ({"y": torch.full_like(FINE, float("inf"))}, "NaN or infinite"),
         ({"y": FINE * 255}, r"y ranges from .* far outside value_range = \(0, 1\)"),
         ({"value_range": (1, 0)}, "value_range must be"),
         ({"value_range": 7}, "value_range must be"),
-        ({"sigma_y": -0.1}, "sigma_y must be .* at least 0"),
+        ({"sigma_y": -0.1}, "sigma_y must be a number from 0 to .* got -0.1"),
         ({"sigma_y": "much"}, "sigma_y must be a number"),
         ({"sampler": "repant"}, "sampler must be one of .*got 'repant'.*Did you mean 'repaint'"),
-        ({"sampler": 3}, "sampler must be a name"),
+        ({"sampler": 3}, "sampler must be a name, .*got 3"),
+        ({"sampler": iv.Sampler}, "sampler must be a name"),
         ({"etta": 0.5}, "unknown option 'etta' for sampler ddnm.*Did you mean 'eta'"),
-        ({"eta": 2}, "eta must be 0 to 1"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": 1001}, "1 to 1000"),
+        ({"eta": 2}, "eta must be a number from 0 to 1"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"steps": 1001}, "1 to 1,000"),
         ({"sampler": "repaint", "steps": 5, "jump_length": 10}, "jump_length = 10 is longer than the path"),
-        ({"path": "jumpz"}, "unknown path 'jumpz'.*Did you mean 'jumps'"),
+        ({"path": "jumpz"}, "path must be .*got 'jumpz'.*Did you mean 'jumps'"),
         ({"n_samples": 0}, "n_samples must be"),
         ({"batch_size": -1}, "batch_size must be"),
         ({"seed": [1, 2]}, "seed must be"),
         ({"seed": 1.5}, "seed must be"),
         ({"y": []}, "empty list"),
         ({"y": {"a": 1}}, "y must be a PIL image"),
-        ({"y": np.zeros((16, 16, 3), np.int32)}, "dtype int32"),
-        ({"y": np.array(["a"])}, "must hold numbers"),
+        ({"y": np.zeros((16, 16, 3), np.int32)}, "array of int32"),
+        ({"y": np.array(["a"])}, "y must be an array of 8- or 16-bit integers"),
         ({"operator": "mask"}, "operator must be an invdiff operator"),
         ({"operator": lambda x: x}, "FunctionOperator"),
         ({"y": "nowhere.png"}, "'nowhere.png' does not exist"),
@@ -348,3 +352,100 @@ def test_first_states_do_not_enlarge_the_noise_of_a_blur(sampler, gaussian, clea
     y = A.measure(clean, 0.1, seed=0)
     s = solve(A, y, sampler, backbone=gaussian, sigma_y=0.1, value_range=(-1, 1), steps=30)
     assert float((s.x - clean).square().mean()) < 1.2 * float((y - clean).square().mean())
+
+
+# ---- what files, arrays and callers may hide --------------------------------------------------------------------
+
+
+def test_a_rotation_noted_by_the_camera_is_applied(gaussian, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    note = Image.Exif()
+    note[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    turned.save(tmp_path / "turned.png", exif=note)
+    upright = solve(HALF, picture, "ddnm", backbone=gaussian, steps=3).x
+    for y in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        assert torch.equal(solve(HALF, y, "ddnm", backbone=gaussian, steps=3).x, upright)
+
+
+def test_of_several_frames_the_first_is_taken_and_said(gaussian, tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "two.tif", save_all=True, append_images=frames[1:])
+    with pytest.warns(InvdiffWarning, match="holds 2 frames; the first is taken"):
+        x = solve(HALF, tmp_path / "two.tif", "ddnm", backbone=gaussian, steps=3).x
+    assert torch.equal(x[..., :8], solve(HALF, frames[0], "ddnm", backbone=gaussian, steps=3).x[..., :8])
+
+
+def test_eight_bit_truth_values_are_noticed(gaussian):
+    binary = np.random.default_rng(0).integers(0, 2, (16, 16, 3), dtype=np.uint8)
+    with pytest.warns(InvdiffWarning, match="0 and 1 alone"):
+        solve(HALF, binary, "ddnm", backbone=gaussian, steps=3)
+
+
+def test_hidden_entries_of_a_masked_array_are_not_read(gaussian):
+    y = np.ma.masked_array(np.full((3, 16, 16), 0.5), np.zeros((3, 16, 16), bool))
+    assert torch.equal(
+        solve(HALF, y, "ddnm", backbone=gaussian, steps=3).x, solve(HALF, FINE, "ddnm", backbone=gaussian, steps=3).x
+    )
+    y[0, 0, 0] = np.ma.masked
+    with pytest.raises(InvdiffError, match=r"y has 1 masked entries.*Mask"):
+        solve(HALF, y, "ddnm", backbone=gaussian, steps=3)
+
+
+@pytest.mark.parametrize("sampler", ["ddnm", "dps"])
+def test_a_callback_cannot_change_the_run(sampler, gaussian):
+    def scribble(progress):
+        progress.x.fill_(9.0)
+        progress.x0.fill_(9.0)
+
+    plain, watched = (solve(HALF, FINE, sampler, backbone=gaussian, steps=4, callback=c).x for c in (None, scribble))
+    assert torch.equal(plain, watched)
+
+
+def test_a_batch_size_beyond_the_images_is_all_of_them(gaussian):
+    a, b = (solve(HALF, FINE, "ddnm", backbone=gaussian, steps=3, batch_size=size).x for size in (1, 10**30))
+    assert torch.equal(a, b)
+
+
+def test_noise_of_another_shape_is_refused(gaussian):
+    with pytest.raises(InvdiffError, match=r"noise must return a tensor of shape \(1, 3, 16, 16\)"):
+        solve(HALF, FINE, "ddnm", backbone=gaussian, steps=3, noise=lambda shape: torch.zeros(shape[1:]))
+
+
+def test_a_folder_that_cannot_be_written_to_is_noticed_before_a_file_is_lost(gaussian, tmp_path):
+    s = solve(HALF, FINE, "ddnm", backbone=gaussian, steps=2)
+    (tmp_path / "kept.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, message in (
+        ("kept.png", "is a directory"),
+        ("pipe.png", "pipe, a socket or a device"),
+        ("a" * 300 + ".png", "cannot be written"),
+        ("nul\0.png", "cannot be written"),
+    ):
+        with pytest.raises(InvdiffError, match=message):
+            s.save(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept.png", "pipe.png"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "long", "nul", "circle", "header"])
+def test_files_that_cannot_be_read_do_not_hang(kind, tmp_path):
+    path = tmp_path / "y.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "long":
+        path = tmp_path / ("y" * 300 + ".png")
+    elif kind == "nul":
+        path = tmp_path / "y\0.png"
+    elif kind == "circle":
+        path.symlink_to(path)
+    else:  # 60,000 x 60,000 in a file of some bytes
+        Image.new("L", (8, 8)).save(path)
+        content = bytearray(path.read_bytes())
+        content[16:24] = (60_000).to_bytes(4, "big") * 2
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+        path.write_bytes(content)
+    for make in (lambda: solve(HALF, path, backbone=Untouchable()), lambda: iv.Mask(path)):
+        with pytest.raises(InvdiffError, match=r"cannot be read|pipe, a socket or a device|too large"):
+            make()

@@ -45,15 +45,24 @@ def available_device(device: torch.device | str) -> torch.device:
         InvdiffError: no such device, or one that this machine or this build of PyTorch does not have.
     """
     try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError
         found = torch.device(device)
-    except RuntimeError:
-        raise InvdiffError(f"device must be cpu, cuda, cuda:1, mps, ...; got {device!r}") from None
+    except (RuntimeError, TypeError):
+        raise InvdiffError(f"device must be cpu, cuda, cuda:1, mps, ..., got {shown(device)}") from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InvdiffError(
             f"device {device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; cpu always works"
         )
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise InvdiffError(f"device {device!r} is not here; cpu always works")
+    if found.type not in ("cpu", "cuda", "mps"):
+        try:
+            here = bool((torch.zeros(2, device=found) + 1).cpu().sum() == 2)
+        except (RuntimeError, AssertionError, ImportError):
+            here = False
+        if not here:
+            raise InvdiffError(f"device {device!r} is not here, or computes nothing; cpu always works")
     return found
 
 

@@ -17,7 +17,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import array, one_of, real, whole
+from invdiff.errors import InvdiffError
+
+MOST_TIMES = 1_000_000
+"""Of a schedule: networks are trained with a thousand to a few thousand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +46,9 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
         """Schedule of the given betas, (T,), each in (0, 1). Computed in float64."""
-        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
-        if betas.ndim != 1 or len(betas) == 0:
-            raise InvdiffError(f"betas must be a non-empty list of numbers, got shape {tuple(betas.shape)}")
+        betas = array("betas", betas, ndim=1).cpu().double()
+        if not 0 < len(betas) <= MOST_TIMES:
+            raise InvdiffError(f"betas must be a non-empty list of at most {MOST_TIMES:,} numbers, got {len(betas):,}")
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise InvdiffError(f"betas must lie strictly between 0 and 1, got {betas.min():.3g} to {betas.max():.3g}")
         levels = torch.cat([torch.cumprod(1 - betas, 0), torch.ones(1, dtype=torch.float64)])
@@ -53,18 +57,25 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """DDPM's schedule (Ho et al., 2020): betas evenly from `beta_start` to `beta_end`."""
-        return cls.from_betas(torch.linspace(beta_start, beta_end, _length(T), dtype=torch.float64))
+        first, last = real("beta_start", beta_start, above=0, high=1), real("beta_end", beta_end, above=0, high=1)
+        return cls.from_betas(torch.linspace(first, last, _length(T), dtype=torch.float64))
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 8.5e-4, beta_end: float = 0.012) -> NoiseSchedule:
         """Square roots of the betas evenly spaced (latent diffusion models)."""
-        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), _length(T), dtype=torch.float64)
+        first, last = real("beta_start", beta_start, above=0, high=1), real("beta_end", beta_end, above=0, high=1)
+        roots = torch.linspace(math.sqrt(first), math.sqrt(last), _length(T), dtype=torch.float64)
         return cls.from_betas(roots**2)
 
     @classmethod
     def cosine(cls, T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
         """Squared-cosine levels (Nichol & Dhariwal, 2021, eq. 17), betas cut at `max_beta`."""
-        u = torch.arange(_length(T) + 1, dtype=torch.float64) / T
+        T, offset, max_beta = (
+            _length(T),
+            real("offset", offset, 0, 1),
+            real("max_beta", max_beta, above=0, high=0.999999),
+        )
+        u = torch.arange(T + 1, dtype=torch.float64) / T
         level = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls.from_betas((1 - level[1:] / level[:-1]).clamp(max=max_beta))
 
@@ -153,20 +164,15 @@ class NoiseSchedule:
         Raises:
             InvdiffError: `n` out of range or an unknown spacing.
         """
-        if isinstance(n, bool) or int(n) != n or not 1 <= n <= self.T:
-            raise InvdiffError(f"steps must be a whole number from 1 to {self.T}, the length of the schedule; got {n}")
-        if spacing not in _SPACINGS:
-            raise InvdiffError(
-                f"unknown spacing {spacing!r}; one of {', '.join(_SPACINGS)}.{near_match(spacing, _SPACINGS)}"
-            )
-        kept = torch.tensor(sorted(set(_SPACINGS[spacing](int(n), self))))
+        n = whole("steps", n, 1, self.T, hint="The schedule has no more times.")
+        kept = torch.tensor(sorted(set(_SPACINGS[one_of("spacing", spacing, _SPACINGS)](n, self))))
         levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
         return NoiseSchedule(levels, self.timesteps[kept], self.chain)
 
     def nearest(self, alpha_bar: float) -> int:
         """The time whose level is nearest to `alpha_bar` in log signal-to-noise ratio."""
         levels = self.alpha_bar[: self.T]
-        wanted = min(max(float(alpha_bar), 1e-12), 1 - 1e-12)
+        wanted = min(max(real("alpha_bar", alpha_bar, 0, 1), 1e-12), 1 - 1e-12)
         distance = (torch.logit(levels) - math.log(wanted / (1 - wanted))).abs()
         return int(distance.argmin())
 
@@ -176,9 +182,7 @@ class NoiseSchedule:
 
 
 def _length(T: int) -> int:
-    if isinstance(T, bool) or int(T) != T or T < 1:
-        raise InvdiffError(f"T must be a whole number of at least 1, got {T}")
-    return int(T)
+    return whole("T", T, 1, MOST_TIMES)
 
 
 def _respaced(n: int, schedule: NoiseSchedule) -> list[int]:

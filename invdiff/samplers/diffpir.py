@@ -41,7 +41,7 @@ class DiffPIR(Sampler):
     eta: float = option(0.0, "DDIM noise within the kept share", low=0, high=1)
     spacing: str = option("quad", "times kept: denser towards the clean end, or even", choices=("quad", "uniform"))
     guidance_scale: float = option(1.0, "step towards the proximal point; 1 is the point itself", low=0)
-    inner_iterations: int = option(1, "how often each step is repeated, noised back in between", low=1)
+    inner_iterations: int = option(1, "how often each step is repeated, noised back in between", low=1, high=1000)
     ending: str = option("x0", "end with the corrected x0, or with the state at t = 0", choices=("x0", "state"))
     init: str = option(
         "measurement",

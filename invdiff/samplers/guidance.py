@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
+from invdiff.checks import function, one_of, real, shown
 from invdiff.errors import InvdiffError
 
 
@@ -34,10 +35,9 @@ class Guidance:
     on: str = "x0"
 
     def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise InvdiffError(f"guidance: loss must be callable, got {type(self.loss).__name__}")
-        if self.on not in ("x0", "x_t"):
-            raise InvdiffError(f"guidance: on must be 'x0' or 'x_t', got {self.on!r}")
+        function("guidance: loss", self.loss)
+        object.__setattr__(self, "weight", real("guidance: weight", self.weight, -1e9, 1e9))
+        one_of("guidance: on", self.on, ("x0", "x_t"))
 
     def gradient(self, x: Tensor, *args: Any) -> Tensor:
         """d loss / d x, same shape as x."""
@@ -45,7 +45,9 @@ class Guidance:
             x = x.detach().clone().requires_grad_()
             value = self.loss(x, *args)
             if not isinstance(value, Tensor) or not value.requires_grad:
-                raise InvdiffError("guidance: loss must return a tensor that depends differentiably on its argument")
+                raise InvdiffError(
+                    f"guidance: loss must return a tensor that depends differentiably on its argument, got {shown(value)}"
+                )
             return torch.autograd.grad(value.sum(), x)[0]
 
 
@@ -70,8 +72,13 @@ def as_guidance(terms: Any) -> list[Guidance]:
     if isinstance(terms, Guidance) or callable(terms):
         terms = [terms]
     if not isinstance(terms, Sequence) or isinstance(terms, str):
-        raise InvdiffError(f"guidance takes losses, pairs (loss, weight) or Guidance objects, got {terms!r}")
-    if len(terms) == 2 and callable(terms[0]) and isinstance(terms[1], int | float):
+        raise InvdiffError(f"guidance must be losses, pairs (loss, weight) or Guidance objects, got {shown(terms)}")
+    if (
+        len(terms) == 2
+        and callable(terms[0])
+        and not callable(terms[1])
+        and not isinstance(terms[1], Sequence | Guidance)
+    ):
         terms = [terms]
     out = []
     for term in terms:
@@ -80,9 +87,9 @@ def as_guidance(terms: Any) -> list[Guidance]:
         elif callable(term):
             out.append(Guidance(term))
         elif isinstance(term, Sequence) and len(term) == 2 and callable(term[0]):
-            out.append(Guidance(term[0], float(term[1])))
+            out.append(Guidance(term[0], term[1]))
         else:
-            raise InvdiffError(f"guidance takes losses, pairs (loss, weight) or Guidance objects, got {term!r}")
+            raise InvdiffError(f"guidance must be losses, pairs (loss, weight) or Guidance objects, got {shown(term)}")
     return out
 
 

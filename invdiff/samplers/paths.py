@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, pairwise
 from typing import Any
 
+from invdiff.checks import shown, whole
 from invdiff.errors import InvdiffError, near_match
+
+MOST_MOVES = 1_000_000
+"""Of a path: RePaint's own has 4,571."""
 
 
 def plain(n: int) -> list[int]:
@@ -25,13 +29,14 @@ def jumps(n: int, jump_length: int = 10, jump_n_sample: int = 10) -> list[int]:
         jump_length: steps of one jump, 1..n-1 (any, where jump_n_sample = 1).
         jump_n_sample: how often each stretch is walked, at least 1; 1 is the plain descent.
     """
-    _whole("jump_length", jump_length)
-    _whole("jump_n_sample", jump_n_sample)
+    jump_length, jump_n_sample = whole("jump_length", jump_length, low=1), whole("jump_n_sample", jump_n_sample, low=1)
     if jump_n_sample > 1 and jump_length >= n:
         raise InvdiffError(
             f"jump_length = {jump_length} is longer than the path: {n} steps allow jumps of 1 to {n - 1}; "
             "shorten the jump, take more steps, or set jump_n_sample = 1"
         )
+    stretches = len(range(0, n - jump_length, jump_length))
+    _affordable(n + stretches * (jump_n_sample - 1) * jump_length, f"jump_n_sample = {jump_n_sample}")
     left = dict.fromkeys(range(0, n - jump_length, jump_length), jump_n_sample - 1)
     times, t = [], n
     while t > 0:
@@ -47,8 +52,10 @@ def jumps(n: int, jump_length: int = 10, jump_n_sample: int = 10) -> list[int]:
 
 def travel(n: int, travel_length: int = 1, travel_repeat: int = 1) -> list[int]:
     """DDNM's time travel (Wang et al., 2023, section 3.3): the same route as `jumps` under its own names."""
-    _whole("travel_length", travel_length)
-    _whole("travel_repeat", travel_repeat)
+    travel_length, travel_repeat = (
+        whole("travel_length", travel_length, low=1),
+        whole("travel_repeat", travel_repeat, low=1),
+    )
     if travel_repeat > 1 and travel_length >= n:
         raise InvdiffError(
             f"travel_length = {travel_length} is longer than the path: {n} steps allow travels of 1 to {n - 1}; "
@@ -74,10 +81,17 @@ def make_path(path: str | Sequence[int] | Callable[[int], Sequence[int]], n: int
     if isinstance(path, str):
         if path not in PATHS:
             raise InvdiffError(
-                f"unknown path {path!r}; one of {', '.join(PATHS)}, or a list of times.{near_match(path, PATHS)}"
+                f"path must be one of {', '.join(PATHS)}, a list of times or a function of their number, got {shown(path)}."
+                f"{near_match(path, PATHS)}"
             )
         return PATHS[path](n, **options)
-    times = [int(t) for t in (path(n) if callable(path) else path)]
+    given = path(n) if callable(path) else path
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
+        raise InvdiffError(
+            f"path must be one of {', '.join(PATHS)}, a list of times or a function of their number, got {shown(given)}"
+        )
+    times = [whole("path", t) for t in islice(given, MOST_MOVES + 1)]
+    _affordable(len(times) - 1, "path")
     if len(times) < 2 or times[-1] != -1 or not all(-1 <= t < n for t in times):
         raise InvdiffError(
             f"path must be a list of times from 0 to {n - 1} that ends in -1 (clean), got {_short(times)}"
@@ -87,9 +101,10 @@ def make_path(path: str | Sequence[int] | Callable[[int], Sequence[int]], n: int
     return times
 
 
-def _whole(name: str, value: int) -> None:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise InvdiffError(f"{name} must be a whole number of at least 1, got {value!r}")
+def _affordable(calls: int, what: str) -> None:
+    """Refuse a route before it is laid out."""
+    if calls > MOST_MOVES:
+        raise InvdiffError(f"{what} makes {calls:,} network calls per image; a path has at most {MOST_MOVES:,}")
 
 
 def _short(times: list[int]) -> str:
