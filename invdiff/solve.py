@@ -39,6 +39,7 @@ _SET_BY_SAMPLE = {"operator", "y", "sampler", "backbone", "sigma_y", "n_samples"
 _NUMBERS_PER_BATCH = 2**19  # 42 images of 64x64, 2 of 256x256: fits a laptop with a gradient sampler
 
 
+@torch.inference_mode(False)  # what is made here may have to be differentiated, whatever mode the caller is in
 def solve(
     operator: LinearOperator | NonlinearOperator,
     y: Any,
@@ -168,7 +169,7 @@ def solve(
             f"the restoration reaches {float(restored.abs().max()):.3g} times the range of an image: the backbone does not predict "
             f"what it is said to ({getattr(model, 'prediction', 'its prediction type')}), or the sampler diverged",
             InvdiffWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     low, high = float(value_range[0]), float(value_range[1])
     shown = Affine.from_range((low, high))
@@ -305,7 +306,7 @@ def _warn_noise(sampler: Sampler, problem: Problem) -> None:
             f"{sampler.name} does not model measurement noise: sigma_y = {problem.sigma_y:g} (model range) is ignored and the "
             f"noise of y stays in the result. These samplers model it: {able}",
             InvdiffWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -1,6 +1,8 @@
 """Networks as backbones: precision, layout, what is copied, what a compiled one computes."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -8,12 +10,15 @@ import torch
 from torch import nn
 
 from invdiff import InvdiffError, InvdiffWarning, Mask, NetworkBackbone, solve
+from invdiff.backbones import cpu_layers
 from invdiff.backbones import network as network_module
-from invdiff.backbones.cpu_layers import Conv2d, GroupNorm, Linear, speed_up
-from invdiff.backbones.network import native_bfloat16, tensor_float_32
+from invdiff.backbones.cpu_layers import Conv2d, GroupNorm, Linear, can_pack, speed_up
+from invdiff.backbones.network import available_device, native_bfloat16
 from invdiff.samplers.base import estimate_with_pullback
+from invdiff.samplers.guidance import GuidedBackbone
 
 SHAPE = (3, 40, 40)
+packs_bfloat16 = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="packed layers do not run in bfloat16 here")
 
 
 class Small(nn.Module):
@@ -122,6 +127,7 @@ def test_changing_precision_returns_to_the_full_weights(net):
         assert torch.equal(there_and_back.network(x, t), backbone(net, precision="float32").network(x, t))
 
 
+@packs_bfloat16
 def test_layers_of_the_copy_are_the_fast_ones_and_keep_their_parameters(net):
     module = backbone(net, precision="bfloat16").module
     assert type(module.enter) is Conv2d and type(module.norm) is GroupNorm
@@ -151,6 +157,7 @@ CONVOLUTIONS = {
 }
 
 
+@packs_bfloat16
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_a_packed_convolution_has_the_result_and_the_derivatives_of_the_plain_one(case):
     torch.manual_seed(0)
@@ -171,6 +178,7 @@ def test_a_packed_convolution_has_the_result_and_the_derivatives_of_the_plain_on
         assert relative(ours.detach().float(), theirs.detach().float()) < 1e-2
 
 
+@packs_bfloat16
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_linear_layer_has_the_result_and_the_gradient_of_the_plain_one(bias):
     torch.manual_seed(0)
@@ -249,13 +257,141 @@ def test_memory_of_a_gradient_sampler_does_not_grow_with_its_steps(net):
     assert max(counts) <= 1 and len(alive) == 6
 
 
-def test_float32_on_a_gpu_multiplies_in_tf32_inside_the_call_only():
-    before = torch.backends.cuda.matmul.allow_tf32
-    with tensor_float_32(torch.device("cuda")):
-        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
-    assert torch.backends.cuda.matmul.allow_tf32 == before
-    with tensor_float_32(torch.device("cpu")):
-        assert torch.backends.cuda.matmul.allow_tf32 == before
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("missing", ["refused", "wrong", "absent"])
+def test_where_packed_layers_fail_the_plain_ones_answer(net, monkeypatch, dtype, missing):
+    class Operations:
+        def __getattr__(self, name):
+            if missing == "absent":
+                raise AttributeError(name)
+            return self.call
+
+        def call(self, x, *rest):
+            if missing == "refused":
+                raise RuntimeError("the path needs a processor with more")
+            return x.new_zeros(2, 16, 6, 6)
+
+    can_pack.cache_clear()
+    monkeypatch.setattr(torch.ops, "mkldnn", Operations())
+    try:
+        assert not can_pack(dtype)
+        b, x, t = backbone(net, precision=str(dtype).removeprefix("torch.")), state(), torch.tensor([100, 900])
+        assert type(b.module.enter) is nn.Conv2d
+        with torch.no_grad():
+            assert relative(b.network(x, t), net(x, t)) < 2e-2
+    finally:
+        monkeypatch.undo()
+        can_pack.cache_clear()
+
+
+def test_the_trial_of_packed_layers_is_made_once_and_draws_nothing(monkeypatch):
+    trials = []
+    monkeypatch.setattr(cpu_layers, "_largest_error", lambda dtype: trials.append(dtype) or torch.rand(1).item() * 0)
+    can_pack.cache_clear()
+    before = torch.random.get_rng_state()
+    assert all(can_pack(torch.bfloat16) for _ in range(3)) and trials == [torch.bfloat16]
+    assert torch.equal(before, torch.random.get_rng_state())
+    can_pack.cache_clear()
+
+
+TF32 = """
+import sys, torch
+from invdiff import NetworkBackbone
+from invdiff.backbones.network import tensor_float_32
+
+matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+
+def settings():
+    return [matmul.fp32_precision, convolutions.conv.fp32_precision] if newer else [matmul.allow_tf32, convolutions.allow_tf32]
+
+newer = sys.argv[1] == "newer names"
+if newer:
+    matmul.fp32_precision = "tf32"
+b = NetworkBackbone(lambda x, t: x)
+before = settings()
+for precision, allowed in (("float32", False), ("tf32", True), ("auto", True)):
+    b = b.with_precision(precision)
+    b._device = torch.device("cuda", 0)  # the settings can be made without one
+    with b.arithmetic():
+        assert settings() == ([["ieee", "tf32"][allowed]] * 2 if newer else [allowed] * 2), settings()
+    assert settings() == before
+    with tensor_float_32(torch.device("cpu"), not allowed):
+        assert settings() == before
+    b._device = torch.device("cpu")
+"""
+
+
+@pytest.mark.parametrize("names", ["newer names", "older names"])
+def test_float32_on_a_gpu_is_float32_unless_tf32_is_asked_for_and_its_settings_are_put_back(names):
+    if names == "newer names" and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this PyTorch knows the older names only")
+    subprocess.run(
+        [sys.executable, "-c", TF32, names], check=True
+    )  # they are the process's, and mixing them is an error
+
+
+def test_the_backward_pass_is_under_the_networks_settings_too(net, monkeypatch):
+    b, inside = backbone(net, precision="float32"), []
+
+    class Settings:
+        def __enter__(self):
+            inside.append(True)
+
+        def __exit__(self, *error):
+            inside.append(False)
+
+    monkeypatch.setattr(b, "arithmetic", Settings)
+    b.module.enter.register_full_backward_hook(lambda layer, grad_in, grad_out: seen.append(inside[-1]))
+    seen = []
+    for one in (b, GuidedBackbone(b, ())):
+        pull = estimate_with_pullback(one, state(), 300)[2]
+        assert inside[-1] is False
+        pull(torch.ones(2, *SHAPE))
+    assert seen == [True, True] and inside[-1] is False
+
+
+def test_what_auto_means_on_a_gpu_follows_its_age(monkeypatch):
+    for capability, wanted in (
+        ((9, 0), torch.bfloat16),
+        ((8, 0), torch.bfloat16),
+        ((7, 5), torch.float16),
+        ((7, 0), torch.float16),
+        ((6, 1), torch.float32),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert network_module.automatic_dtype("cuda:0") == wanted
+
+
+def test_a_device_has_one_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert available_device("cuda") == torch.device("cuda:1") and available_device("cuda:0") == torch.device("cuda:0")
+    assert available_device("cpu:0") == torch.device("cpu")
+    b = backbone(lambda x, t: x)
+    b._device = torch.device("cuda:1")
+    assert b.to("cuda") is b  # nothing is copied or compiled anew
+
+
+@pytest.mark.parametrize("device", ["gpu", 1.5, None, "meta", "xpu", "cuda:9"])
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(InvdiffError, match="device"):
+        available_device(device)
+
+
+def test_labels_are_moved_once(net):
+    class Labelled(Small):
+        def forward(self, x, t, class_labels):
+            seen.append(class_labels)
+            return super().forward(x, t)
+
+    seen = []
+    b = backbone(Labelled(), class_labels=[3, 1], precision="float32")
+    with torch.no_grad():
+        b.network(state(), torch.tensor([1, 2]))
+        b.network(state(), torch.tensor([1, 2]))
+        b.select(torch.tensor([1])).network(state(), torch.tensor([1, 2]))
+    assert [labels.tolist() for labels in seen] == [[3, 1], [3, 1], [1, 1]]
+    assert seen[0].data_ptr() == seen[1].data_ptr() == b.class_labels.data_ptr()
 
 
 @pytest.mark.parametrize("name", ["precision", "prediction"])

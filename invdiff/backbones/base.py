@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -118,6 +119,10 @@ class Backbone(ABC):
     def dtype(self) -> torch.dtype:
         """Precision of the state x_t that it is given: float32, unless its own parameters are finer."""
         return torch.float32
+
+    def arithmetic(self) -> AbstractContextManager:
+        """Settings of the device under which its products are formed: for whoever differentiates `predict`."""
+        return nullcontext()
 
     def to(self: BackboneT, device: torch.device | str) -> BackboneT:
         """The same backbone on another device."""

@@ -8,10 +8,17 @@ In float32 there is little to gain, and the network stays what its author wrote,
 - `Conv2d`, `Linear`: the matrix units want the weights in an order of their own, and PyTorch reorders them at every call.
 
 All compute what `torch.nn`'s own do. They replace the layers of a frozen copy only, never those of a caller's module.
+
+Packed weights are taken by operations of PyTorch's own compiler alone: the public `conv2d` and `linear` refuse them beside a
+dense input. So whether they run, and compute the same, is tried once per data type on a tiny layer; where they don't,
+the layers stay PyTorch's own.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,17 +30,65 @@ _SMALL = 1024  # pixels; below, PyTorch takes the channels-last kernel that is s
 
 def speed_up(network: nn.Module) -> nn.Module:
     """Change the layers of a frozen 16-bit network on the CPU in place; names and parameters stay, results up to rounding."""
-    packs = _can_pack()
     for layer in network.modules():
         if type(layer) is nn.GroupNorm and layer.affine:
             layer.__class__ = GroupNorm
-        elif (
-            packs and type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        ):
-            layer.__class__ = Conv2d
-        elif packs and type(layer) is nn.Linear:
-            layer.__class__ = Linear
+        elif type(layer) in (nn.Conv2d, nn.Linear) and can_pack(layer.weight.dtype):
+            _pack(layer)
     return network
+
+
+def _pack(layer: nn.Module) -> None:
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        layer.__class__ = Conv2d
+    elif type(layer) is nn.Linear:
+        layer.__class__ = Linear
+
+
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether packed layers of this data type run on this processor and compute what the plain ones do in float32.
+
+    Asked of a tiny layer of each kind, forward and, for the convolution, backward; once per process. What the processor
+    says of itself does not tell: the operations may be missing, refuse the data type, or be held back by
+    ``ONEDNN_MAX_CPU_ISA``.
+    """
+    try:
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            wrong = _largest_error(dtype)
+    except Exception as error:
+        _log.debug("packed layers in %s are not used: %s", dtype, error)
+        return False
+    if not wrong < _TOLERANCE:
+        _log.debug("packed layers in %s are not used: their relative error is %.2g", dtype, wrong)
+        return False
+    return True
+
+
+_log = logging.getLogger(__name__)
+_TOLERANCE = 0.03  # a few roundings of bfloat16
+
+
+def _largest_error(dtype: torch.dtype) -> float:
+    """Of the packed layers against the plain ones in float32: results, and the convolution's vector-Jacobian product."""
+    image = torch.sin(torch.arange(2 * 8 * 6 * 6, dtype=torch.float32)).reshape(2, 8, 6, 6)
+    errors = []
+    for plain, x in ((nn.Conv2d(8, 16, 3, padding=1), image), (nn.Linear(6, 16), image[:, 0])):
+        plain = plain.to(torch.float32).requires_grad_(False)
+        layer = copy.deepcopy(plain).to(dtype)
+        _pack(layer)
+        found, wanted = _result_and_product(layer, x.to(dtype)), _result_and_product(plain, x)
+        errors += [float((a.float() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]
+    return max(errors)
+
+
+def _result_and_product(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    with torch.no_grad():
+        alone = layer(x)
+    with torch.enable_grad():
+        out = layer(x := x.detach().requires_grad_())
+        return alone, torch.autograd.grad(out, x, torch.ones_like(out))[0]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -124,16 +179,3 @@ class Linear(_Packs, nn.Linear):
             with torch.inference_mode(False), torch.no_grad():
                 self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
-
-
-_PACKING = (
-    "_reorder_convolution_weight",
-    "_convolution_pointwise",
-    "_reorder_linear_weight",
-    "_linear_pointwise",
-)
-
-
-def _can_pack() -> bool:
-    """Whether this build of PyTorch has the operations that the layers call (those of its own compiler)."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _PACKING)

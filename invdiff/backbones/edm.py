@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invdiff.backbones.network import PRECISIONS, NetworkBackbone, native_bfloat16
+from invdiff.backbones.network import PRECISIONS, NetworkBackbone, automatic_dtype
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError
 
@@ -84,25 +84,32 @@ class EDMBackbone(NetworkBackbone):
             name=name or getattr(denoiser, "__name__", type(denoiser).__name__),
         )
 
-    def _take(self, network: Callable[..., Any], device: torch.device | str | None, copy: bool) -> None:
+    def _place(self, network: Callable[..., Any], copy: bool) -> None:
         """Parameters stay float32 and autocast lowers the layers, so that the preconditioning is never rounded."""
-        asked, self.precision = self.precision, "float32"
-        super()._take(network, device, copy)
-        self.precision = asked
+        learned = isinstance(network, nn.Module) and any(True for _ in network.parameters())
+        asked = PRECISIONS.get(self.precision, torch.float32)
+        self._layers = (
+            (automatic_dtype(self._device) if learned else torch.float32) if self.precision == "auto" else asked
+        )
+        super()._place(network, copy)
         wrapped = self.module
         assert isinstance(wrapped, VariancePreserving)
         wrapped.place(self._device)
-        learned = any(True for _ in wrapped.parameters())
-        if asked == "auto":
-            self._layers = torch.bfloat16 if learned and native_bfloat16(self._device) else torch.float32
-        else:
-            self._layers = PRECISIONS[asked]
 
-    def network(self, x: Tensor, t: Tensor) -> Tensor:
-        """The denoised image, (B, C, H, W), of x_t at the network's own times `t`, (B,)."""
-        lower = self._layers != torch.float32
+    def _wanted_dtype(self, learned: bool) -> torch.dtype:
+        return torch.float32
+
+    def _lowered(self) -> torch.dtype | None:
+        return None if self._layers == torch.float32 else self._layers
+
+    def _float32_module(self) -> nn.Module:
+        assert isinstance(self.module, nn.Module)
+        return self.module  # whose parameters are float32
+
+    def _call(self, network: Callable[..., Any], x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
+        lower = self._lowered() is not None and self._layout.full_precision is None
         with torch.autocast(self._device.type, dtype=self._layers if lower else None, enabled=lower):
-            return super().network(x, t)
+            return super()._call(network, x, t, options)
 
     def __repr__(self) -> str:
         precision = str(self._layers).removeprefix("torch.")

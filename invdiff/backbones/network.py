@@ -6,8 +6,9 @@ import copy as copying
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,31 +16,49 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from invdiff.backbones.base import Backbone, Prediction
-from invdiff.backbones.cpu_layers import speed_up
+from invdiff.backbones.cpu_layers import can_pack, speed_up
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.checks import shown, whole
-from invdiff.errors import InvdiffError, InvdiffWarning, near_match
+from invdiff.checks import one_of, shown, whole
+from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.tensors import weighted_sum
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NETWORK_PRECISIONS = ("auto", *PRECISIONS, "tf32")
 _COMPILED_SHAPES = 4
 _DTYPES = re.compile("dtype|scalar type|bias type|BFloat16|Half", re.IGNORECASE)
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
-    """Whether the processor or GPU multiplies bfloat16 matrices in hardware."""
+    """Whether the processor or GPU multiplies bfloat16 matrices in hardware.
+
+    A processor has to say so, and the layers made for it have to run (`cpu_layers.can_pack`).
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
         features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(bool(getattr(torch.cpu, f, lambda: False)()) for f in features)
+        return any(bool(getattr(torch.cpu, f, lambda: False)()) for f in features) and can_pack(torch.bfloat16)
     return False
 
 
+def automatic_dtype(device: torch.device | str) -> torch.dtype:
+    """What ``precision="auto"`` means for a module on `device`: the fastest data type that its hardware multiplies.
+
+    bfloat16 on processors that have it and on NVIDIA GPUs from Ampere on (compute capability 8.0); float16 on those with
+    tensor cores before (7.0 and 7.5); float32 elsewhere.
+    """
+    device = torch.device(device)
+    if native_bfloat16(device):
+        return torch.bfloat16
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+        return torch.float16
+    return torch.float32
+
+
 def available_device(device: torch.device | str) -> torch.device:
-    """The device, if it is here.
+    """The device, if it is here, by its full name: ``"cuda"`` is ``cuda:0``, or whichever is the current one.
 
     Raises:
         InvdiffError: no such device, or one that this machine or this build of PyTorch does not have.
@@ -50,20 +69,21 @@ def available_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise InvdiffError(f"device must be cpu, cuda, cuda:1, mps, ..., got {shown(device)}") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InvdiffError(
-            f"device {device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; cpu always works"
-        )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise InvdiffError(f"device {device!r} is not here; cpu always works")
-    if found.type not in ("cpu", "cuda", "mps"):
-        try:
-            here = bool((torch.zeros(2, device=found) + 1).cpu().sum() == 2)
-        except (RuntimeError, AssertionError, ImportError):
-            here = False
-        if not here:
-            raise InvdiffError(f"device {device!r} is not here, or computes nothing; cpu always works")
-    return found
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise InvdiffError(f"device {device!r} is not here: PyTorch sees {count} CUDA devices; cpu always works")
+        return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+    try:
+        tried = torch.zeros(2, dtype=torch.float32, device=found)
+        here = bool((tried + 1).cpu().sum() == 2)
+    except (RuntimeError, AssertionError, ImportError):
+        here = False
+    if not here:
+        raise InvdiffError(f"device {device!r} is not here, or computes nothing; cpu always works")
+    return tried.device
 
 
 class NetworkBackbone(Backbone):
@@ -81,8 +101,11 @@ class NetworkBackbone(Backbone):
             ``v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0``) or ``"sample"`` (the clean image).
         learned_variance: the network returns 2 C channels, the second half interpolating the log-variance
             (Nichol & Dhariwal, 2021, eq. 15).
-        precision: of the network: ``"auto"`` (bfloat16 for modules where the hardware has it, else float32),
-            ``"float32"``, ``"bfloat16"``, ``"float16"``. The state x_t is float32 in every case.
+        precision: of the network: ``"auto"`` (for modules, bfloat16 where the hardware has it, float16 on NVIDIA's Volta and
+            Turing, else float32; for other callables float32), ``"float32"``, ``"tf32"`` (float32 whose products an NVIDIA GPU
+            from Ampere on rounds to 10 bits of mantissa; float32 elsewhere), ``"bfloat16"``, ``"float16"``. Any of them runs
+            anywhere, though 16 bits are slow on a processor without them. The state x_t is float32 in every case.
+            A module that cannot run in what "auto" chose runs in float32, with a warning.
         compile: wrap the module in `torch.compile`: the first call takes a minute or more. Each batch size is compiled
             for itself, up to four; further ones run uncompiled, with a warning.
         device: where to run; by default where the module's parameters are, else the CPU.
@@ -119,20 +142,14 @@ class NetworkBackbone(Backbone):
     ) -> None:
         if not callable(network):
             raise InvdiffError(f"network must be callable as network(x, t), got {type(network).__name__}")
-        if prediction not in PREDICTIONS:
-            hint = near_match(prediction, PREDICTIONS)
-            raise InvdiffError(f"prediction must be one of {', '.join(PREDICTIONS)}; got {prediction!r}.{hint}")
-        if precision not in (*PRECISIONS, "auto"):
-            hint = near_match(precision, [*PRECISIONS, "auto"])
-            raise InvdiffError(f"precision must be one of auto, {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
         shape = checked_shape(image_shape)
         self.multiple_of = whole("multiple_of", multiple_of, low=1)
         self.field_of_view = None if field_of_view is None else whole("field_of_view", field_of_view, low=0)
         self.schedule = NoiseSchedule.linear() if schedule is None else schedule
         self.image_shape = shape
-        self.prediction = prediction
+        self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.learned_variance = learned_variance
-        self.precision = precision
+        self.precision = one_of("precision", precision, NETWORK_PRECISIONS)
         self.compile = compile
         self.checkpointing = checkpointing
         self.class_labels = class_labels
@@ -140,28 +157,40 @@ class NetworkBackbone(Backbone):
         self._original = network
         self._take(network, device, copy)
 
+    @torch.inference_mode(False)  # tensors made in the caller's inference mode could not be differentiated later
     def _take(self, network: Callable[..., Any], device: torch.device | str | None, copy: bool) -> None:
         """Place the network on its device in its precision."""
         parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         found = torch.device("cpu") if parameter is None else parameter.device
         self._device = found if device is None else available_device(device)
-        if self.precision == "auto":
-            fast = isinstance(network, nn.Module) and parameter is not None and native_bfloat16(self._device)
-            self._dtype = torch.bfloat16 if fast else torch.float32
-        else:
-            self._dtype = PRECISIONS[self.precision]
+        if self.class_labels is not None:
+            self.class_labels = torch.as_tensor(self.class_labels, dtype=torch.long, device=self._device)
         self._network = network
-        self._layout = _Layout(self._dtype != torch.float32)
+        self._place(network, copy)
+
+    def _place(self, network: Callable[..., Any], copy: bool) -> None:
+        learned = isinstance(network, nn.Module) and any(True for _ in network.parameters())
+        self._dtype = self._wanted_dtype(learned)
+        self._layout = _Layout(self._dtype != torch.float32 or (learned and self._device.type == "cuda"))
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        if isinstance(network, nn.Module):
-            rounds = self._dtype != torch.float32 and parameter is not None and parameter.dtype != self._dtype
-            module = copying.deepcopy(network) if copy or rounds else network
-            module = module.to(self._device, self._dtype)
-            if self._layout.channels_last:
-                module = module.to(memory_format=torch.channels_last)
-                if self._device.type == "cpu" and not self.compile:
-                    module = speed_up(module)
-            self._network = module.eval().requires_grad_(False)
+        if not isinstance(network, nn.Module):
+            return
+        tensors = list(chain(network.parameters(), network.buffers()))
+        rounds = self._dtype != torch.float32 and any(p.dtype != self._dtype for p in network.parameters())
+        made_for_inference = any(tensor.is_inference() for tensor in tensors)
+        module = copying.deepcopy(network) if copy or rounds or made_for_inference else network
+        module = module.to(self._device, self._dtype)
+        if self._layout.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+            if self._device.type == "cpu" and not self.compile:
+                module = speed_up(module)
+        self._network = module.eval().requires_grad_(False)
+
+    def _wanted_dtype(self, learned: bool) -> torch.dtype:
+        """The data type that `precision` asks for; a network without parameters keeps its own under "auto"."""
+        if self.precision == "auto":
+            return automatic_dtype(self._device) if learned else torch.float32
+        return PRECISIONS.get(self.precision, torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +202,8 @@ class NetworkBackbone(Backbone):
         return self._network
 
     def to(self, device: torch.device | str) -> NetworkBackbone:
-        if torch.device(device) == self._device:
+        device = available_device(device)
+        if device == self._device:
             return self
         other = copying.copy(self)
         other._take(self._original, device, copy=True)
@@ -183,11 +213,8 @@ class NetworkBackbone(Backbone):
         """The same backbone, its network run in another precision."""
         if precision == self.precision:
             return self
-        if precision not in (*PRECISIONS, "auto"):
-            hint = near_match(precision, [*PRECISIONS, "auto"])
-            raise InvdiffError(f"precision must be one of auto, {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
         other = copying.copy(self)
-        other.precision = precision
+        other.precision = one_of("precision", precision, NETWORK_PRECISIONS)
         other._take(self._original, self._device, copy=True)
         return other
 
@@ -198,51 +225,136 @@ class NetworkBackbone(Backbone):
         other.class_labels = self.class_labels[images.to(self.class_labels.device)]
         return other
 
+    def arithmetic(self) -> AbstractContextManager:
+        """TF32 for ``"tf32"`` and for what "auto" leaves in float32, true float32 otherwise; matters on an NVIDIA GPU only."""
+        return tensor_float_32(self._device, self.precision in ("auto", "tf32"))
+
     def network(self, x: Tensor, t: Tensor) -> Tensor:
-        """The network's own output at its own times `t`, (B,), in the precision of `x`."""
+        """The network's own output at its own times `t`, (B,), in the precision of `x`.
+
+        Raises:
+            InvdiffError: the network cannot run in the precision that was asked for, or returned no tensor.
+        """
         options = {} if self.class_labels is None else {"class_labels": self._labels(len(x))}
-        with tensor_float_32(self._device):
-            try:
-                out = self._call(x, t, options)
-            except RuntimeError as error:
-                if self._rounds_by_itself() and _DTYPES.search(str(error)):
-                    self._layout.full_precision = self._in_full_precision()
-                elif not self._layout.channels_last or "view" not in str(error):
-                    raise
-                self._layout.channels_last = False  # the network takes views that need the channels first
-                if isinstance(self._network, nn.Module):
-                    self._network.to(memory_format=torch.contiguous_format)
-                out = self._call(x, t, options)
-        if not isinstance(out, Tensor):
-            out = out.sample if hasattr(out, "sample") else out[0]
+        with self.arithmetic():
+            out = self._attempt(x, t, options)
+            if torch.is_grad_enabled() and x.requires_grad and self._needs_its_parameters(out, x, t, options):
+                out = self._attempt(x, t, options)
         if self.compile and out.is_cuda:
             out = out.clone()  # a CUDA graph writes its next result to the same place
         return out.to(x.dtype, memory_format=torch.contiguous_format)
 
-    def _rounds_by_itself(self) -> bool:
-        """Whether "auto" chose a lower precision for a module that may make float32 tensors of its own."""
-        return self.precision == "auto" and self._dtype != torch.float32 and self._layout.full_precision is None
+    def _attempt(self, x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
+        """A call, once more in float32 where the network cannot run in less, or with the channels first."""
+        layout = self._layout
+        if layout.full_precision is not None:
+            return self._call(layout.full_precision, x, t, options)
+        try:
+            out = self._call(self._runner(x), x, t, options)
+        except (RuntimeError, AssertionError) as error:
+            if layout.channels_last and "view" in str(error):  # views that need the channels first
+                layout.channels_last = False
+                if isinstance(self._network, nn.Module):
+                    with torch.inference_mode(False):
+                        self._network.to(memory_format=torch.contiguous_format)
+                return self._attempt(x, t, options)
+            if self._lowered() is None or not (isinstance(error, AssertionError) or _DTYPES.search(str(error))):
+                raise
+            return self._in_full_precision(error, x, t, options)
+        if self.precision == "auto" and self._lowered() == torch.float16 and not bool(torch.isfinite(out.sum())):
+            return self._in_full_precision(OverflowError("values above 65,504"), x, t, options)
+        return out
 
-    def _in_full_precision(self) -> nn.Module:
+    def _lowered(self) -> torch.dtype | None:
+        """The 16-bit data type that a module is run in."""
+        return self._dtype if isinstance(self._network, nn.Module) and self._dtype != torch.float32 else None
+
+    def _in_full_precision(self, error: Exception, x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
+        """The call in float32, and under "auto" all further ones; where that fails too, the network's own error."""
+        with torch.inference_mode(False):  # or the copy could not be differentiated later
+            full = self._float32_module()
+        self._layout.full_precision, before = full, self._layout.channels_last
+        self._layout.channels_last = False
+        try:
+            out = self._call(full, x, t, options)
+        except Exception:
+            self._layout.full_precision, self._layout.channels_last = None, before
+            raise
+        lower, why = str(self._lowered()).removeprefix("torch."), str(error).split("\n")[0] or type(error).__name__
+        if self.precision != "auto":
+            self._layout.full_precision, self._layout.channels_last = None, before
+            raise InvdiffError(
+                f"{self.name} does not run with precision={self.precision!r} ({why}); it does with 'float32'. Networks that make "
+                "float32 tensors of their own have to cast them to x.dtype."
+            ) from error
         warnings.warn(
-            f"{self.name} mixes data types in {str(self._dtype).removeprefix('torch.')} and runs in float32 instead; cast its own "
-            "tensors to x.dtype to have it fast, or say precision='float32'",
+            f"{self.name} does not run in {lower} ({why}) and runs in float32 instead; cast its own tensors to x.dtype to have it "
+            "fast, or say precision='float32'",
             InvdiffWarning,
             stacklevel=2,
         )
+        return out
+
+    def _float32_module(self) -> nn.Module:
         module: Any = copying.deepcopy(self._original)
         return module.to(self._device, torch.float32).eval().requires_grad_(False)
 
-    def _call(self, x: Tensor, t: Tensor, options: dict[str, Any]) -> Any:
-        if self._layout.full_precision is not None:
-            return self._layout.full_precision(x, t, **options)
-        if self._layout.channels_last:
-            x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)  # at once it would take twice as long
-        elif self._dtype != torch.float32:
-            x = x.to(self._dtype)
-        if not (self.checkpointing and torch.is_grad_enabled() and x.requires_grad):
-            return self._runner(x)(x, t, **options)
-        return checkpoint(lambda x: self._runner(x)(x, t, **options), x, use_reentrant=False)
+    def _call(self, network: Callable[..., Any], x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
+        """`network` on a copy of x, which it may write to."""
+        lower = self._dtype != torch.float32 and self._layout.full_precision is None
+        form = torch.channels_last if self._layout.channels_last else torch.preserve_format
+
+        def once(x: Tensor) -> Any:
+            x = (
+                x.to(self._dtype, copy=True) if lower else x.clone()
+            )  # with the format at once it would take twice as long
+            return network(x if form is torch.preserve_format else x.contiguous(memory_format=form), t, **options)
+
+        differentiates = torch.is_grad_enabled() and x.requires_grad
+        if differentiates and self.checkpointing:
+            out = checkpoint(once, x, use_reentrant=False)
+        else:
+            with torch.set_grad_enabled(differentiates) if isinstance(self._network, nn.Module) else nullcontext():
+                out = once(x)
+        if not isinstance(out, Tensor):
+            out = out.sample if hasattr(out, "sample") else next(iter(out), None) if isinstance(out, tuple) else out
+        if not isinstance(out, Tensor):
+            raise InvdiffError(
+                f"network must return a tensor of the shape of x, an object with .sample, or a tuple that begins with one; got "
+                f"{type(out).__name__}"
+            )
+        return out
+
+    def _needs_its_parameters(self, out: Tensor, x: Tensor, t: Tensor, options: dict[str, Any]) -> bool:
+        """Let parameters require a gradient again where the network's own backward pass differentiates by them.
+
+        guided-diffusion's and LDM's checkpointing does: `torch.autograd.grad` over inputs *and* parameters. Looked at once
+        per network, and tried only where `out` came through an `autograd.Function` of somebody else's.
+
+        Returns:
+            Whether something was changed, so that `out` has to be made anew.
+        """
+        module = self._layout.full_precision or self._network
+        if self._layout.differentiated or self.compile or not isinstance(module, nn.Module):
+            return False
+        self._layout.differentiated = True
+        functions = _functions_of_others(out)
+        if not functions:
+            return False
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            trial = self._attempt(x, t, options)
+            try:
+                torch.autograd.grad(trial, x, torch.zeros_like(trial))
+            except RuntimeError as error:
+                if "not require grad" not in str(error):
+                    raise
+            else:
+                return False
+        held = {id(p) for function in functions for p in _parameters_held(function)}
+        for parameter in module.parameters():
+            parameter.requires_grad_(not held or id(parameter) in held)
+        return True
 
     def _runner(self, x: Tensor) -> Callable[..., Any]:
         """The network, or what it was compiled to for batches such as `x`."""
@@ -267,7 +379,8 @@ class NetworkBackbone(Backbone):
         return self._compiled[key]
 
     def _labels(self, batch: int) -> Tensor:
-        labels = torch.as_tensor(self.class_labels, dtype=torch.long, device=self._device).reshape(-1)
+        assert isinstance(self.class_labels, Tensor)
+        labels = self.class_labels.reshape(-1)
         if len(labels) not in (1, batch):
             raise InvdiffError(f"class_labels must be one label or one per image ({batch}), got {len(labels)}")
         return labels.expand(batch)
@@ -358,10 +471,35 @@ class _Layout:
     Attributes:
         channels_last: order of the numbers in memory.
         full_precision: the network in float32, once it turned out that it cannot run in a lower precision.
+        differentiated: whether its backward pass was looked at.
     """
 
     channels_last: bool
     full_precision: nn.Module | None = None
+    differentiated: bool = False
+
+
+def _functions_of_others(out: Tensor) -> list[Any]:
+    """The nodes in the graph of `out` that are an `autograd.Function` which is neither PyTorch's nor ours."""
+    found, seen, ahead = [], set(), [out.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ahead.extend(parent for parent, _ in node.next_functions)
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and function.__module__.split(".")[0] not in ("torch", "invdiff"):
+            found.append(node)
+    return found
+
+
+def _parameters_held(function: Any) -> Iterator[nn.Parameter]:
+    """Parameters that a node of the graph keeps for its backward pass, in an attribute or a list of them."""
+    for value in vars(function).values():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, nn.Parameter):
+                yield item
 
 
 def _compiled(network: Callable[..., Any], device: torch.device, with_gradient: bool) -> Callable[..., Any]:
@@ -389,15 +527,28 @@ def _compiled(network: Callable[..., Any], device: torch.device, with_gradient: 
 
 
 @contextmanager
-def tensor_float_32(device: torch.device) -> Iterator[None]:
-    """On an NVIDIA GPU, multiply float32 in TF32 (10 bits of mantissa, as torch's convolutions do by default)."""
+def tensor_float_32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """On an NVIDIA GPU, multiply float32 in TF32 (10 bits of mantissa) or, unless `allowed`, in float32 to the last bit.
+
+    PyTorch's own default is TF32 for convolutions and float32 for matrices. The settings hold for the process, so they are
+    put back at the end.
+    """
     if device.type != "cuda":
         yield
         return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = True
+    products: Any = torch.backends.cuda.matmul
+    convolutions: Any = torch.backends.cudnn
+    places: tuple[Any, ...] = (products, convolutions)
+    name, value = "allow_tf32", allowed  # type: tuple[str, Any]
     try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:  # the caller has set them by their newer names (PyTorch 2.9), and the two must not be mixed
+        places, name, value = (products, convolutions.conv), "fp32_precision", "tf32" if allowed else "ieee"
+        before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, value)
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        for place, setting in zip(places, before, strict=True):
+            setattr(place, name, setting)

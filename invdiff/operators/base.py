@@ -352,8 +352,12 @@ class LinearOperator(ABC):
 
     def to(self, device: torch.device | str) -> LinearOperator:
         """The same operator with its parameters on `device`."""
-        moved = self._mapped(lambda part: part.to(device), (Tensor, LinearOperator))
-        return moved.replace(_placed=torch.device(device))
+
+        def place(part: Any) -> Any:
+            inference = isinstance(part, Tensor) and part.is_inference()  # of no use where a gradient is wanted
+            return (part.clone() if inference else part).to(device)
+
+        return self._mapped(place, (Tensor, LinearOperator)).replace(_placed=torch.device(device))
 
     def __getitem__(self, index: Index) -> LinearOperator:
         """The operator of some images of the batch.

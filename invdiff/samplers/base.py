@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
@@ -312,9 +312,11 @@ def finite(x: Tensor) -> bool:
     return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def no_gradient(inference: bool) -> AbstractContextManager:
-    """`torch.inference_mode` where nothing needs a gradient later, else `torch.no_grad`."""
-    return torch.inference_mode() if inference else torch.no_grad()
+@contextmanager
+def no_gradient(inference: bool) -> Iterator[None]:
+    """`torch.inference_mode` where nothing needs a gradient later, else `torch.no_grad`; whatever the caller's mode."""
+    with torch.inference_mode(inference), torch.no_grad():
+        yield
 
 
 # ---- what several papers share ----------------------------------------------------------------------------------
@@ -329,8 +331,8 @@ def estimate_with_pullback(
         The prediction (detached), its x0 (clipped to [-1, 1] if `clip`; no gradient flows where it clips), and
         ``pullback(v) = (d x0 / d x_t)^T v``, to be called `products` times; the graph is freed by the last.
     """
-    with torch.enable_grad():
-        x = x_t.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x_t.clone() if x_t.is_inference() else x_t).detach().requires_grad_()
         prediction = backbone.predict(x, t)
         x0 = prediction.x0.clamp(-1, 1) if clip else prediction.x0
 
@@ -339,7 +341,8 @@ def estimate_with_pullback(
     def pullback(v: Tensor) -> Tensor:
         nonlocal left
         left -= 1
-        return torch.autograd.grad(x0, x, v, retain_graph=left > 0)[0]
+        with backbone.arithmetic():
+            return torch.autograd.grad(x0, x, v, retain_graph=left > 0)[0]
 
     variance = None if prediction.log_variance is None else prediction.log_variance.detach()
     return Prediction(prediction.x0.detach(), prediction.eps.detach(), variance), x0.detach(), pullback

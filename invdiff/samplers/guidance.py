@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,9 @@ class GuidedBackbone(Backbone):
     @property
     def dtype(self) -> torch.dtype:
         return self.backbone.dtype
+
+    def arithmetic(self) -> AbstractContextManager:
+        return self.backbone.arithmetic()
 
     def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
         prediction = self.backbone.predict(x_t, t)
