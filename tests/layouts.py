@@ -189,8 +189,10 @@ class Level(nn.Module):
 
 
 class DDPM(nn.Module):
-    def __init__(self, ch=32, mult=(1, 2, 2), blocks=2, attended=(1,), image=3, out=3):
+    def __init__(self, ch=32, mult=(1, 2, 2), blocks=2, attended=(1,), image=3, out=3, convolve=True, bayesian=False):
         super().__init__()
+        if bayesian:
+            self.logvar = nn.Parameter(torch.zeros(1000))
         self.ch, time, widths = ch, 4 * ch, [ch * m for m in mult]
         self.temb = nn.Module()
         self.temb.dense = nn.ModuleList([nn.Linear(ch, time), nn.Linear(time, time)])
@@ -200,7 +202,7 @@ class DDPM(nn.Module):
             level = Level([inside, *[width] * (blocks - 1)], width, time, i in attended)
             kept, inside = kept + [width] * blocks, width
             if i < len(mult) - 1:
-                level.downsample = Resample(width, 2)
+                level.downsample = Resample(width, 2) if convolve else Plain(2)
                 kept.append(width)
             self.down.append(level)
         self.mid = nn.Module()
@@ -214,7 +216,7 @@ class DDPM(nn.Module):
                 inside = width
             level = Level(ins, width, time, i in attended)
             if i > 0:
-                level.upsample = Resample(width, 1)
+                level.upsample = Resample(width, 1) if convolve else Plain(1)
             ups.insert(0, level)
         self.up = nn.ModuleList(ups)
         self.norm_out, self.conv_out = ddpm_norm(inside), nn.Conv2d(inside, out, 3, padding=1)
@@ -239,6 +241,17 @@ class DDPM(nn.Module):
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Plain(nn.Module):
+    """Where `resamp_with_conv` is off: nothing to learn."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return F.avg_pool2d(x, 2) if self.stride == 2 else F.interpolate(x, scale_factor=2.0)
 
 
 def ddpm_made(seed=0, **shape):
@@ -330,6 +343,36 @@ def guided_diffusion_case(
     return make
 
 
+def ddpm_case(**shape: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        network = ddpm_made(**shape)
+        torch.save(network.state_dict(), folder / "ddpm.ckpt")
+        return _loaded(folder / "ddpm.ckpt", image_size=16), network
+
+    return make
+
+
+def diffusers_case(**settings: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+        torch.manual_seed(0)
+        network: Any = UNet2DModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+        DDPMPipeline(network.eval(), DDPMScheduler()).save_pretrained(folder)
+        network.save_pretrained(folder / "unet", **settings)
+        if settings:
+            (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+        return _loaded(folder), lambda x, t: network(x, t).sample
+
+    return make
+
+
 def torch_file(name: str, wrap: Callable[[dict[str, Tensor]], Any] = dict) -> Callable[[dict[str, Tensor], Path], Path]:
     def write(state: dict[str, Tensor], folder: Path) -> Path:
         torch.save(wrap(state), folder / name)
@@ -406,4 +449,9 @@ CASES: list[Case] = [
         ),
         times=(7, 3871),
     ),
+    Case("DDPM", "as published", ddpm_case()),
+    Case("DDPM", "`resamp_with_conv=False`", ddpm_case(convolve=False)),
+    Case("DDPM", "`type: bayesian`", ddpm_case(bayesian=True, mult=(1, 2))),
+    Case("diffusers", "a pipeline's folder", diffusers_case()),
+    Case("diffusers", "sharded weights", diffusers_case(max_shard_size="300KB")),
 ]

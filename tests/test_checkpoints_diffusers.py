@@ -6,7 +6,15 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 
 from invdiff.backbones import load_backbone
 from invdiff.checkpoints import load_diffusers
@@ -89,6 +97,46 @@ def test_files_of_2022_load(tmp_path):
     assert backbone.schedule.T == 20
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_shards_are_read_together(safe, tmp_path):
+    network = unet()
+    network.save_pretrained(tmp_path, max_shard_size="300KB", safe_serialization=safe)
+    shards = sorted(tmp_path.glob("diffusion_pytorch_model-*"))
+    assert len(shards) > 1 and len(list(tmp_path.glob("*.index.json"))) == 1
+    assert_same(load_backbone(tmp_path, precision="float32", format="diffusers"), network)
+    for file in [*shards, *tmp_path.glob("*.index.json")]:  # the name that some other tools write
+        file.rename(tmp_path / file.name.replace("diffusion_pytorch_model", "model"))
+    [index] = tmp_path.glob("*.index.json")
+    index.write_text(index.read_text().replace("diffusion_pytorch_model", "model"))
+    assert_same(load_backbone(tmp_path, precision="float32"), network)
+    (tmp_path / shards[1].name.replace("diffusion_pytorch_model", "model")).unlink()
+    with pytest.raises(InvdiffError, match=r"lacks 1 of the \d files of its weights, the first model-00002"):
+        load_diffusers(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../elsewhere.safetensors"}}))
+    with pytest.raises(InvdiffError, match="must name the files beside it"):
+        load_diffusers(tmp_path)
+
+
+def test_half_a_download_of_a_pipeline_is_refused(tmp_path):
+    DDPMPipeline(unet(), DDPMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path)
+    (tmp_path / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(
+        InvdiffError, match=r"lacks scheduler/scheduler_config\.json \(model_index\.json names DDPMScheduler\)"
+    ):
+        load_backbone(tmp_path)
+    backbone = load_diffusers(tmp_path, scheduler=DDPMScheduler(prediction_type="v_prediction"))
+    assert backbone.prediction == "v_prediction"
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "scheduler": [None, None]}))
+    with pytest.raises(InvdiffError, match=r"\(model_index\.json names none\)"):
+        load_backbone(tmp_path)
+
+
+def test_latent_channels_are_refused():
+    with pytest.raises(InvdiffError, match=r"images of 4 channels, as latent models have"):
+        load_diffusers(unet(in_channels=4, out_channels=4))
+
+
 def test_a_half_precision_variant_is_widened(tmp_path):
     network = unet()
     network.half().save_pretrained(tmp_path, variant="fp16")
@@ -151,11 +199,20 @@ def test_any_variance_preserving_scheduler_will_do():
     [
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
-            "FlowMatchEulerDiscreteScheduler has no betas",
+            "FlowMatchEulerDiscreteScheduler is of a flow-matching model",
         ),
         ({"_class_name": "IPNDMScheduler", "trained_betas": None}, "IPNDMScheduler has no betas"),
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'; supported are linear"),
-        ({"beta_start": 1e-4, "prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
+        ({"beta_start": 1e-4, "prediction_type": "flow_prediction"}, "is of a flow-matching model"),
+        (
+            UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+            "is of a flow-matching model",
+        ),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "beta_start": 1e-4, "use_flow_sigmas": True},
+            "flow-matching model",
+        ),
+        ({"beta_start": 1e-4, "num_train_timesteps": 10**9}, "num_train_timesteps must be a whole number"),
         (3, "scheduler must be a diffusers scheduler"),
     ],
 )

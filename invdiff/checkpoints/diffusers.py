@@ -25,6 +25,7 @@ from invdiff.checkpoints.formats import Format, call, register_format
 from invdiff.checkpoints.guided_diffusion import check_labels
 from invdiff.checkpoints.known import fetch_from_hub
 from invdiff.checkpoints.reading import folder_weights, read_json, read_state_dict
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError
 
 NETWORK = "UNet2DModel"
@@ -32,6 +33,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 _ACCEPTED = (
     "the name of a repository on the hub (owner/name), a folder, a pipeline of unet and scheduler, or a UNet2DModel"
 )
+_LATENT_CHANNELS = (4, 8, 16, 32, 64, 128)
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -88,7 +90,7 @@ def load_diffusers(
     """
     if isinstance(source, str | os.PathLike):
         folder = _folder(source)
-        network, found = _read_folder(folder)
+        network, found = _read_folder(folder, scheduler)
         title = str(source) if not Path(source).expanduser().is_dir() else folder.name
     else:
         network, found = _read_object(source)
@@ -107,7 +109,14 @@ def load_diffusers(
     check_labels(class_labels, config.get("num_class_embeds"))
     if scheduler is not None:
         found = _scheduler_config(scheduler)
+    if _is_flow(found):
+        return _flow_backbone(network, found)
     channels, out = config["in_channels"], config["out_channels"]
+    if channels in _LATENT_CHANNELS:
+        raise InvdiffError(
+            f"source has images of {channels} channels, as latent models have: what it sees are no pixels, no operator measures "
+            f"them. If they are pixels after all, NetworkBackbone(network, schedule, ({channels}, H, W)) takes them"
+        )
     if out not in (channels, 2 * channels):
         raise InvdiffError(
             f"source has {out} output channels for {channels} of the image; expected as many, or "
@@ -149,7 +158,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
             f"scheduler {kind} has no betas: supported are variance-preserving ones such as "
             "DDPMScheduler and DDIMScheduler"
         )
-    T = config.get("num_train_timesteps", config.get("timesteps", 1000))
+    T = whole("num_train_timesteps", config.get("num_train_timesteps", config.get("timesteps", 1000)), 1, 1_000_000)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     shape = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None:
@@ -176,6 +185,27 @@ def _without_signal_at_the_end(schedule: NoiseSchedule) -> NoiseSchedule:
     levels = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
     levels[-1] = min(2.0**-24, float(levels[-2]) / 2)
     return NoiseSchedule.from_betas(1 - levels / torch.cat([torch.ones(1, dtype=levels.dtype), levels[:-1]]))
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration is of a network that predicts a velocity along straight lines."""
+    return (
+        str(config.get("_class_name", "")).startswith("FlowMatch")
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def _flow_backbone(network: nn.Module, config: Mapping[str, Any]) -> NetworkBackbone:
+    """Where flow-matching models enter; until an adapter takes them, they are refused.
+
+    Raises:
+        InvdiffError: in any case.
+    """
+    raise InvdiffError(
+        f"scheduler {config.get('_class_name', 'of the source')} is of a flow-matching model (a velocity along straight lines from "
+        "noise to image, no betas): this loader takes networks of variance-preserving schedules"
+    )
 
 
 def _prediction(config: Mapping[str, Any]) -> str:
@@ -266,9 +296,14 @@ def _folder(source: str | os.PathLike[str]) -> Path:
     return fetch_from_hub(str(name))
 
 
-def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Network and scheduler configuration of a folder; both layouts of pipelines, with sub-folders and flat."""
+def _read_folder(folder: Path, scheduler: Any = None) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Network and scheduler configuration of a folder; both layouts of pipelines, with sub-folders and flat.
+
+    A pipeline whose scheduler is missing is refused unless the caller gives one: prediction and betas would be a guess.
+    """
     index = folder / "model_index.json"
+    files = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    told = next((file for file in files if file.is_file()), None)
     if index.is_file():
         listed = read_json(index)
         classes = {k: str(v[1]) for k, v in listed.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
@@ -277,6 +312,12 @@ def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
                 f"source {folder} is a {listed.get('_class_name', 'pipeline')} without a unet; expected {_ACCEPTED}"
             )
         _refuse_components(str(listed.get("_class_name", "pipeline")), classes)
+        if scheduler is None and (told is None or "scheduler" not in classes):
+            what = f"names {classes['scheduler']}" if "scheduler" in classes else "names none"
+            raise InvdiffError(
+                f"source {folder} lacks scheduler/scheduler_config.json ({index.name} {what}), so its betas and what it predicts "
+                "are not known: was its download cut off? Get it again, or give scheduler="
+            )
     place = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     if not (place / "config.json").is_file():
         raise InvdiffError(
@@ -287,10 +328,7 @@ def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
     if kind != NETWORK:
         raise InvdiffError(f"source {folder} holds a {kind}; supported is the unconditional, pixel-space {NETWORK}")
     network = _network(place, config)
-    for file in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
-        if file.is_file():
-            return network, read_json(file)
-    return network, {}
+    return network, {} if told is None else read_json(told)
 
 
 def _network(place: Path, config: dict[str, Any]) -> nn.Module:
