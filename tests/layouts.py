@@ -135,6 +135,128 @@ def guided_diffusion_weights(config, seed=0, dtype=torch.float32):
     return state
 
 
+# ---- guided-diffusion's classifier ------------------------------------------------------------------------------
+
+
+def classifier(state, x, t, *, channels, res_blocks, head):
+    """The logits of guided-diffusion's classifier with attention pooling, read off the names of a state dict."""
+    used = set()
+
+    def take(name):
+        used.update((f"{name}.weight", f"{name}.bias"))
+        return state[f"{name}.weight"], state[f"{name}.bias"]
+
+    def norm(name, h):
+        return F.group_norm(h, 32, *take(name), eps=1e-5)
+
+    def softmax_mean(q, k, v):
+        weight = torch.einsum("bnct,bncs->bnts", q * q.shape[2] ** -0.25, k * q.shape[2] ** -0.25)
+        return torch.einsum("bnts,bncs->bnct", weight.softmax(-1), v).flatten(1, 2)
+
+    def residual(name, h, down):
+        shortcut, h = h, F.silu(norm(f"{name}.in_layers.0", h))
+        if down:
+            shortcut, h = F.avg_pool2d(shortcut, 2), F.avg_pool2d(h, 2)
+        h = F.conv2d(h, *take(f"{name}.in_layers.2"), padding=1)
+        shift = F.linear(F.silu(time), *take(f"{name}.emb_layers.1"))[..., None, None]
+        if shift.shape[1] == 2 * h.shape[1]:
+            scale, shift = shift.chunk(2, 1)
+            h = F.silu(norm(f"{name}.out_layers.0", h) * (1 + scale) + shift)
+        else:
+            h = F.silu(norm(f"{name}.out_layers.0", h + shift))
+        h = F.conv2d(h, *take(f"{name}.out_layers.3"), padding=1)
+        if f"{name}.skip_connection.weight" in state:
+            shortcut = F.conv2d(shortcut, *take(f"{name}.skip_connection"))
+        return shortcut + h
+
+    def attention(name, h):
+        qkv = F.conv1d(norm(f"{name}.norm", h.flatten(2)), *take(f"{name}.qkv"))
+        q, k, v = qkv.unflatten(1, (h.shape[1] // head, -1)).split(head, 2)
+        return h + F.conv1d(softmax_mean(q, k, v), *take(f"{name}.proj_out")).reshape(h.shape)
+
+    half = channels // 2
+    angles = t[:, None].double() * torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float64) / half)
+    time = torch.cat([angles.cos(), angles.sin()], 1).to(x.dtype)
+    time = F.linear(F.silu(F.linear(time, *take("time_embed.0"))), *take("time_embed.2"))
+    h = F.conv2d(x, *take("input_blocks.0.0"), padding=1)
+    n = 1
+    while any(k.startswith(f"input_blocks.{n}.") for k in state):
+        if f"input_blocks.{n}.0.op.weight" in state:
+            h, n = F.conv2d(h, *take(f"input_blocks.{n}.0.op"), stride=2, padding=1), n + 1
+            continue
+        h = residual(f"input_blocks.{n}.0", h, n % (res_blocks + 1) == 0)
+        if f"input_blocks.{n}.1.qkv.weight" in state:
+            h = attention(f"input_blocks.{n}.1", h)
+        n += 1
+    h = residual("middle_block.0", h, False)
+    h = residual("middle_block.2", attention("middle_block.1", h), False)
+    h = F.silu(norm("out.0", h)).flatten(2)
+    h = torch.cat([h.mean(2, keepdim=True), h], 2) + state["out.2.positional_embedding"]
+    used.add("out.2.positional_embedding")
+    q, k, v = F.conv1d(h, *take("out.2.qkv_proj")).chunk(3, 1)
+    h = softmax_mean(*(part.unflatten(1, (-1, head)) for part in (q, k, v)))
+    assert used | {"out.2.c_proj.weight", "out.2.c_proj.bias"} == state.keys()
+    return F.conv1d(h, *take("out.2.c_proj"))[:, :, 0]
+
+
+def classifier_weights(channels=32, mult=(1, 2), res_blocks=2, attended=(1,), size=16, classes=10, plain=False, seed=0):
+    """Random weights of moderate size, under the names and in the shapes of guided-diffusion's classifier.
+
+    `plain`: single convolutions halve the resolution, and the time is added.
+    """
+    generator, state, time = torch.Generator().manual_seed(seed), {}, 4 * channels
+
+    def put(name, rows, columns, *kernel):
+        weight = torch.randn(rows, columns, *kernel, generator=generator)
+        state[f"{name}.weight"] = weight / math.sqrt(columns * math.prod(kernel))
+        state[f"{name}.bias"] = 0.1 * torch.randn(rows, generator=generator)
+
+    def put_norm(name, width):
+        state[f"{name}.weight"] = 1 + 0.1 * torch.randn(width, generator=generator)
+        state[f"{name}.bias"] = 0.1 * torch.randn(width, generator=generator)
+
+    def put_residual(name, inside, width):
+        put_norm(f"{name}.in_layers.0", inside)
+        put(f"{name}.in_layers.2", width, inside, 3, 3)
+        put(f"{name}.emb_layers.1", width if plain else 2 * width, time)
+        put_norm(f"{name}.out_layers.0", width)
+        put(f"{name}.out_layers.3", width, width, 3, 3)
+        if inside != width:
+            put(f"{name}.skip_connection", width, inside, 1, 1)
+
+    def put_attention(name, width):
+        put_norm(f"{name}.norm", width)
+        put(f"{name}.qkv", 3 * width, width, 1)
+        put(f"{name}.proj_out", width, width, 1)
+
+    put("time_embed.0", time, channels)
+    put("time_embed.2", time, time)
+    put("input_blocks.0.0", channels * mult[0], 3, 3, 3)
+    n, inside = 1, channels * mult[0]
+    for level, m in enumerate(mult):
+        for _ in range(res_blocks):
+            put_residual(f"input_blocks.{n}.0", inside, channels * m)
+            inside = channels * m
+            if level in attended:
+                put_attention(f"input_blocks.{n}.1", inside)
+            n += 1
+        if level < len(mult) - 1:
+            if plain:
+                put(f"input_blocks.{n}.0.op", inside, inside, 3, 3)
+            else:
+                put_residual(f"input_blocks.{n}.0", inside, inside)
+            n += 1
+    put_residual("middle_block.0", inside, inside)
+    put_attention("middle_block.1", inside)
+    put_residual("middle_block.2", inside, inside)
+    put_norm("out.0", inside)
+    places = (size >> (len(mult) - 1)) ** 2
+    state["out.2.positional_embedding"] = torch.randn(inside, places + 1, generator=generator) / inside**0.5
+    put("out.2.qkv_proj", 3 * inside, inside, 1)
+    put("out.2.c_proj", classes, inside, 1)
+    return state
+
+
 # ---- the DDPM network -------------------------------------------------------------------------------------------
 
 
@@ -343,6 +465,18 @@ def guided_diffusion_case(
     return make
 
 
+def classifier_case(**shape: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        from invdiff.checkpoints import load_classifier
+
+        state = classifier_weights(**shape)
+        torch.save(state, folder / "classifier.pt")
+        ours = load_classifier(folder / "classifier.pt", image_size=16, head_channels=16)
+        return ours, lambda x, t: classifier(state, x, t, channels=32, res_blocks=shape.get("res_blocks", 2), head=16)
+
+    return make
+
+
 def ddpm_case(**shape: Any) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         network = ddpm_made(**shape)
@@ -449,6 +583,13 @@ CASES: list[Case] = [
         ),
         times=(7, 3871),
     ),
+    Case("guided-diffusion", "noisy classifier, as published for 256 pixels", classifier_case()),
+    Case(
+        "guided-diffusion",
+        "noisy classifier, as published for 64 pixels: four blocks",
+        classifier_case(res_blocks=4, mult=(1, 2, 2), attended=(1, 2)),
+    ),
+    Case("guided-diffusion", "noisy classifier, plain halving, additive time", classifier_case(plain=True)),
     Case("DDPM", "as published", ddpm_case()),
     Case("DDPM", "`resamp_with_conv=False`", ddpm_case(convolve=False)),
     Case("DDPM", "`type: bayesian`", ddpm_case(bayesian=True, mult=(1, 2))),

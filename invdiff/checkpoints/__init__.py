@@ -3,6 +3,7 @@
 Knows `backbones` and, behind a function call, diffusers. `load_backbone`, `cli` and `bench` may import it.
 """
 
+from invdiff.checkpoints.classifier import NoisyClassifier, load_classifier
 from invdiff.checkpoints.ddpm import load_ddpm
 from invdiff.checkpoints.diffusers import load_diffusers
 from invdiff.checkpoints.edm import EDMPickle
@@ -17,10 +18,12 @@ __all__ = [
     "EDMPickle",
     "Format",
     "KnownCheckpoint",
+    "NoisyClassifier",
     "Trained",
     "download",
     "known_checkpoints",
     "load_checkpoint",
+    "load_classifier",
     "load_ddpm",
     "load_diffusers",
     "load_guided_diffusion",

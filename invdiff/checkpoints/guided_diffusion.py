@@ -356,7 +356,13 @@ def load_guided_diffusion(
         _check_layout(state, file)
         if not model_config:
             preset = _fitting(state, file)
-        config = UNetConfig.read(model_config, PRESETS[preset] if preset else told_by(state))
+        told = told_by(state)
+        if told["in_channels"] == told["out_channels"] == 6 and "in_channels" not in model_config:
+            raise InvdiffError(
+                f"path {file} takes 6 channels and returns 6: an upsampler, which sees a small image beside the noisy "
+                "one. Restore with a plain model and SuperResolution instead; in_channels=6 takes it for images of 6 channels"
+            )
+        config = UNetConfig.read(model_config, PRESETS[preset] if preset else told)
         check_labels(class_labels, config.num_classes)
     network = config.network()
     unet.fill(network, config.entries(network), state, file, lambda: _best_preset(state))
