@@ -12,14 +12,15 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.data import chelsea64
-from invdiff.files import atomic_write
+from invdiff.files import make_folder
 from invdiff.images import from_pil
 from invdiff.metrics import misfit, psnr, ssim
 from invdiff.operators import Colorization, Mask, SuperResolution
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.masks import half
-from invdiff.plotting import picture_grid, show_missing
+from invdiff.plotting import picture_grid, save_figure, show_missing
 from invdiff.samplers import sampler_class
+from invdiff.solution import check_output
 from invdiff.solve import resolve_backbone, solve
 
 SAMPLERS = ("replacement", "repaint", "ddnm", "ddnm+", "ddrm", "diffpir", "pigdm", "mcg", "dps")
@@ -81,6 +82,9 @@ def run_demo(
     Returns:
         One `Row` per task and sampler.
     """
+    out = Path(out)
+    make_folder(out.parent, "out")
+    check_output(out, (".png",))
     model = resolve_backbone(backbone)
     truth = from_pil(chelsea64())
     rows: list[Row] = []
@@ -114,10 +118,7 @@ def run_demo(
         captions.append([*below, ""])
     columns = ["measurement", *(sampler_class(name).__name__.replace("Plus", "+") for name in SAMPLERS), "truth"]
     figure = picture_grid(pictures, columns, list(tasks()), captions, size=1.2)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, out)
     return rows
 
 

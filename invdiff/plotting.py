@@ -34,6 +34,22 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+FIGURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
+"""Endings of files that a figure can be written to."""
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, whole or not at all; the ending chooses the format, one of `FIGURES`.
+
+    Raises:
+        InvdiffError: another ending, or a place that cannot be written.
+    """
+    path = check_output(path, FIGURES)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower())
+    return path
+
+
 def picture_grid(
     rows: Sequence[Sequence[Tensor | None]],
     columns: Sequence[str],

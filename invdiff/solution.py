@@ -180,12 +180,30 @@ def check_output(path: str | Path, endings: Sequence[str] = (), count: int = 1) 
     path = check_writable(path)
     if count > 1:
         check_writable(path.with_stem(f"{path.stem}-{count - 1}"))
-    Image.init()
-    pictures = {ending for ending, format in Image.registered_extensions().items() if format in Image.SAVE}
-    if path.suffix.lower() not in (endings or {*pictures, ".npy"}):
+    ending = path.suffix.lower()
+    if ending not in endings if endings else ending != ".npy" and not _can_be_written(ending):
         accepted = ", ".join(endings or (".png", ".jpg", ".webp", ".tif", ".npy"))
         raise InvdiffError(f"output {str(path)!r} must end in one of {accepted}, got the ending {path.suffix!r}")
     return path
+
+
+def _can_be_written(ending: str) -> bool:
+    """Whether Pillow writes colour pictures with this ending: it knows some by name only."""
+    Image.init()
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), format=Image.registered_extensions()[ending])
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
+
+
+def npy_bytes(values: Tensor) -> bytes:
+    """The content of a ``.npy`` file."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, values.cpu().numpy())
+    return content.getvalue()
 
 
 def in_range(model: Tensor, unit: Affine) -> Tensor:

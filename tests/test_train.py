@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,51 @@ def test_what_a_training_held_out_is_what_it_is_measured_on(pictures, tmp_path):
         evaluate_on(trained, pictures, size=8)
 
 
+def test_other_images_than_those_of_the_checkpoint_are_refused(pictures, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pictures / "train", data)
+    train(data, tmp_path / "out", **TINY | {"images": 8}, progress=False)
+    first = sorted(data.rglob("*.png"))[0]
+    Image.open(first).convert("RGB").point(lambda value: 255 - value).save(first)
+    with pytest.raises(InvdiffError, match="other images than"):
+        train(data, tmp_path / "out", **TINY | {"images": 16}, progress=False)
+    train(data, tmp_path / "out", **TINY | {"images": 16}, resume=False, progress=False)
+
+
+def test_places_that_cannot_be_used_are_refused_by_name(pictures, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300), "nul\0"):
+        with pytest.raises(InvdiffError, match="out must be a folder"):
+            train(pictures, out, **TINY)
+    for options in (
+        {"channels": "1000000000"},
+        {"batch": 10**9},
+        {"size": 10**6},
+        {"device": "xpu"},
+        {"layers": 10**6},
+    ):
+        with pytest.raises(InvdiffError, match=next(iter(options))):
+            train(pictures, tmp_path / "out", **TINY | options)
+
+
+def test_broken_links_and_pipes_are_passed_over(pictures, tmp_path):
+    shutil.copy(sorted((pictures / "train").rglob("*.png"))[0], tmp_path / "good.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.warns(InvdiffWarning, match="2 names in .* broken links or no ordinary files"):
+        _, names = load_images(tmp_path, 16)
+    assert names == ["good.png"]
+
+
+def test_a_picture_of_gigabytes_in_a_small_zip_is_not_unpacked(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("invdiff.training.data.MOST_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(10**6))
+    with pytest.raises(InvdiffError, match="1,000,000 bytes; a picture has at most"):
+        load_images(tmp_path / "bomb.zip", 16)
+
+
 def test_killed_and_resumed_is_as_if_never_killed(pictures, tmp_path):
     options = {**TINY, "images": 8 * 30, "log_steps": 4, "dropout": 0.1, "symmetries": True}
     train(pictures, tmp_path / "whole", **options, progress=False)
@@ -312,9 +358,9 @@ def test_divergence_stops_the_training(pictures, tmp_path):
     [
         ({"sise": 32}, "no option 'sise'. Did you mean 'size'"),
         ({"prediction": "epsilonn"}, "Did you mean 'epsilon'"),
-        ({"dropout": 1.5}, "dropout must be 0 to 0.9, got 1.5"),
+        ({"dropout": 1.5}, "dropout must be a number from 0 to 0.9, got 1.5"),
         ({"batch": 2.5}, "batch must be a whole number"),
-        ({"channels": "64;128"}, "numbers separated by commas"),
+        ({"channels": "64;128"}, "separated by commas"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,17 +94,25 @@ def solve_command(
     invdiff solve small.png --operator super_resolution -A scale=4 -A kernel=box -o large.png
     invdiff solve clean.png --simulate --operator blur -A kernel=gaussian -A sigma=1.6 --sigma-y 5 -o restored.png
     """
+    from invdiff.errors import InvdiffError
     from invdiff.fitting import save
     from invdiff.images import from_pil, open_image
+    from invdiff.plotting import FIGURES, save_figure
     from invdiff.solution import check_output
     from invdiff.solve import resolve_backbone, solve
 
-    check_output(output)
-    for extra in (figure, animate):
-        if extra is not None:
-            check_output(extra)
-    image = open_image(photo, "photo")
     options_given = key_values(options)
+    if "steps" in options_given:
+        steps = (
+            options_given.pop("steps") if steps is None else stop("steps is given twice, as --steps and as -O steps=")
+        )
+    check_output(output, count=samples)
+    if figure is not None:
+        check_output(figure, FIGURES)
+    if animate is not None:
+        check_output(animate, (".gif",))
+    _check_apart({"photo": photo, "--mask": mask, "--output": output, "--figure": figure, "--animate": animate})
+    image = open_image(photo, "photo")
     measured = key_values(operator_options)
     if mask is not None:
         measured["mask"] = mask
@@ -136,17 +146,22 @@ def solve_command(
         keep_trajectory=animate is not None,
         **options_given,
     )
-    files = save(answer, output, placed)
+    try:
+        files = save(answer, output, placed)
+    except (InvdiffError, OSError) as error:
+        kept = save(answer, Path(tempfile.mkdtemp(prefix="invdiff-")) / output.name, placed)
+        stop(f"{error}. What was computed is kept in {', '.join(map(str, kept))}")
+    if not quiet:
+        console.print(
+            f"{answer.settings['sampler']}: {answer.nfe} network calls, {answer.seconds:.1f} s -> {', '.join(map(str, files))}",
+            highlight=False,
+        )
     if figure is not None:
-        answer.plot().savefig(figure)
+        save_figure(answer.plot(), figure)
     if animate is not None:
         answer.animate(animate)
     if quiet:
         return
-    console.print(
-        f"{answer.settings['sampler']}: {answer.nfe} network calls, {answer.seconds:.1f} s -> {', '.join(map(str, files))}",
-        highlight=False,
-    )
     if truth is not None:
         from invdiff.metrics import psnr, ssim
 
@@ -157,6 +172,18 @@ def solve_command(
                 f"  {'' if len(shown) == 1 else f'sample {i}: '}PSNR {one[0]:.2f} dB, SSIM {one[1]:.3f}",
                 highlight=False,
             )
+
+
+def _check_apart(files: dict[str, Any]) -> None:
+    """Refuse to write over what is read, or twice to one place."""
+    seen: dict[Path, str] = {}
+    for name, file in files.items():
+        if file is None:
+            continue
+        place = Path(os.path.realpath(file))
+        if place in seen and name.startswith("--") and name != "--mask":
+            stop(f"{name} must be another file than {seen[place]}, got {str(file)!r} for both")
+        seen.setdefault(place, name)
 
 
 def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
@@ -212,7 +239,7 @@ def sample_command(
     from invdiff.solution import check_output
     from invdiff.solve import sample
 
-    check_output(output)
+    check_output(output, count=samples)
     answer = sample(backbone, samples, steps=steps, eta=eta, seed=seed, device=device, precision=precision)
     files = answer.save(output)
     console.print(
@@ -231,16 +258,18 @@ def mask_command(
     from invdiff.files import atomic_write
     from invdiff.images import to_pil
     from invdiff.operators.masks import make_mask
-    from invdiff.solution import check_output
+    from invdiff.solution import check_output, npy_bytes
 
     check_output(output)
-    try:
-        sides = [int(n) for n in size.lower().split("x")]
-    except ValueError:
+    sides = size.lower().split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and len(side) < 10 for side in sides):
         stop(f"--size must be a number or height x width such as 300x451, got {size!r}")
-    made = make_mask(name, (sides[0], sides[-1]), seed=seed)
+    made = make_mask(name, (int(sides[0]), int(sides[-1])), seed=seed)
     with atomic_write(output) as temporary:
-        to_pil(made.float()[None]).save(temporary)
+        if output.suffix.lower() == ".npy":
+            temporary.write_bytes(npy_bytes(made))
+        else:
+            to_pil(made.float()[None]).save(temporary)
     console.print(f"{100 * float(made.float().mean()):.0f} % known -> {output}", highlight=False)
 
 

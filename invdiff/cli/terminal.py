@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any, NoReturn
@@ -40,7 +41,9 @@ errors = Console(stderr=True)
 
 
 def main() -> None:
-    """Entry point. An error of the library becomes one message and exit status 2, never a traceback."""
+    """Entry point. A mistake becomes one line on stderr and exit status 2, never a traceback: an error of the library, a word
+    that the command line doesn't know, a file that the system refuses.
+    """
 
     def show(message: Warning | str, *_: Any) -> None:
         errors.print(f"[yellow]note:[/] {message}", highlight=False)
@@ -51,14 +54,36 @@ def main() -> None:
             warnings.showwarning = show  # type: ignore[assignment]
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            app()
+            code = app(standalone_mode=False)
     except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (nothing more to flush at the end of the process)
+        sys.exit(1)
+    except (InvdiffError, OSError) as error:
+        _refuse(_sentence(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for a word that it doesn't know
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        _refuse(error.format_message())
+    if code == 130:
         errors.print("interrupted; no half-written file is left", style="yellow")
-        sys.exit(130)
-    except InvdiffError as error:
-        errors.print("[red]error:[/]", end=" ")
-        errors.print(str(error), highlight=False, markup=False)
-        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    errors.print("[red]error:[/]", end=" ")
+    errors.print(message, highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _sentence(error: InvdiffError | OSError) -> str:
+    if isinstance(error, InvdiffError) or error.strerror is None:
+        return str(error)
+    return error.strerror.lower() + ("" if error.filename is None else f": {str(error.filename)!r}")
 
 
 def stop(message: str) -> NoReturn:

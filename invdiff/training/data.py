@@ -19,9 +19,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError, InvdiffWarning
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+MOST_BYTES = 2**28
+"""Of one picture, unpacked: a zip of some kilobytes may hold gigabytes."""
+
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
@@ -55,8 +59,7 @@ def load_images(
     Raises:
         InvdiffError: no such folder or zip, no image in it, or none that can be read.
     """
-    if size < 1:
-        raise InvdiffError(f"size must be at least 1 pixel, got {size}")
+    size = whole("size", size, 1, 4096)
     source = Path(path).expanduser()
     with ExitStack() as stack:
         sizes, read = _open(source, stack)
@@ -117,15 +120,39 @@ def has_split(path: str | Path, split: str, *, exclude: Sequence[str] = ()) -> b
 def _open(source: Path, stack: ExitStack) -> tuple[dict[str, int], Callable[[str], bytes]]:
     """Size in bytes of every picture by its name, and a function that reads one."""
     if source.is_dir():
-        files = (Path(root) / f for root, _, found in os.walk(source, followlinks=True) for f in found)
-        sizes = {f.relative_to(source).as_posix(): f.stat().st_size for f in files if _is_picture(f.as_posix())}
-        return sizes, lambda name: (source / name).read_bytes()
+        files = [Path(root) / f for root, f in _walk(source) if _is_picture(f)]
+        sizes = {f.relative_to(source).as_posix(): f.stat().st_size for f in files if f.is_file()}
+        if len(sizes) < len(files):
+            text = f"{len(files) - len(sizes)} names in {source} are broken links or no ordinary files: skipped"
+            warnings.warn(text, InvdiffWarning, stacklevel=4)
+        return sizes, lambda name: _whole_file(sizes[name], lambda: (source / name).read_bytes())
     if source.is_file() and zipfile.is_zipfile(source):
-        archive = stack.enter_context(zipfile.ZipFile(source))
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(source))
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+            raise InvdiffError(f"data: {source} is a damaged zip file: {error}") from None
         sizes = {i.filename: i.file_size for i in archive.infolist() if not i.is_dir() and _is_picture(i.filename)}
-        return sizes, archive.read
+        return sizes, lambda name: _whole_file(sizes[name], lambda: archive.read(name))
     what = "is neither a folder nor a zip file" if source.exists() else "does not exist"
     raise InvdiffError(f"data: {source} {what}; give a folder or a .zip of images")
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str]]:
+    """(folder, name) of every file below, links followed, but none in a circle."""
+    seen: set[tuple[int, int]] = set()
+    for root, below, found in os.walk(folder, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        yield from ((root, name) for name in found)
+
+
+def _whole_file(size: int, read: Callable[[], bytes]) -> bytes:
+    if size > MOST_BYTES:
+        raise ValueError(f"{size:,} bytes; a picture has at most {MOST_BYTES:,}")
+    return read()
 
 
 def _is_picture(name: str) -> bool:

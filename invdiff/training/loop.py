@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet, replace_file
-from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, native_bfloat16
+from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, available_device, native_bfloat16
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import EMBEDDED, load_backbone
+from invdiff.checks import shown
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
+from invdiff.files import atomic_write, make_folder
 from invdiff.images import sample_sheet
 from invdiff.options import check_options, option
 from invdiff.training.data import has_split, load_images, load_splits
@@ -48,6 +50,9 @@ COLUMNS = ("step", "images", "loss", "lr", "gradient", "error", "seconds")
 EVALUATED = 128
 """Images of the held-out error."""
 
+_HASHED = 20_000
+"""Images that `_Training.fingerprint` looks at: some 250 MB at 64x64, a fraction of a second."""
+
 _EVERY_RUN = ("images", "minutes", "checkpoint_minutes", "compile", "device", "cache", "licence", "name", "samples")
 """Options that may change when a training is taken up again."""
 
@@ -59,12 +64,12 @@ _EVERY_RUN = ("images", "minutes", "checkpoint_minutes", "compile", "device", "c
 class TrainingConfig:
     """Options of a training. The defaults are those of the embedded backbones."""
 
-    size: int = option(64, "height and width of the images, in pixels", low=8)
+    size: int = option(64, "height and width of the images, in pixels", low=8, high=2048)
     images: int = option(
         1_000_000, "images to see before the training ends; the learning rate decays towards it", low=1
     )
     minutes: float = option(0.0, "stop after this many minutes, to be taken up again; 0: no limit", low=0)
-    batch: int = option(32, "images per step", low=1)
+    batch: int = option(32, "images per step", low=1, high=65_536)
     seed: int = option(0, "of the weights, the order of the images, flips, times, noise and dropout", low=0)
     init: str = option(
         "", "start from the weights of this backbone: a folder of an earlier training or an embedded name"
@@ -86,7 +91,7 @@ class TrainingConfig:
     channels: str = option(
         "64,128,160", "channels of each resolution, from the finest; each next one has half the size"
     )
-    layers: int = option(2, "residual blocks per resolution", low=1)
+    layers: int = option(2, "residual blocks per resolution", low=1, high=32)
     attention: int = option(8, "self-attention at this many pixels and below", low=0)
     dropout: float = option(0.0, "probability in every residual block, against memorising small data", low=0, high=0.9)
 
@@ -107,7 +112,7 @@ class TrainingConfig:
         4.0, "between checkpoints; each also writes weights, plot and sample sheet", low=0
     )
     log_steps: int = option(50, "steps between the rows of the log", low=1)
-    samples: int = option(16, "images of the sample sheet; 0: none", low=0)
+    samples: int = option(16, "images of the sample sheet; 0: none", low=0, high=4096)
     store: str = option("bfloat16", "precision of the saved weights", choices=tuple(PRECISIONS))
     name: str = option("", "what reports call the backbone; by default the name of its folder")
     licence: str = option("", "of the data, for the record")
@@ -123,9 +128,10 @@ class TrainingConfig:
             widths = tuple(int(w) for w in self.channels.split(","))
         except ValueError:
             widths = ()
-        if not widths or min(widths) < 1:
+        if not 1 <= len(widths) <= 8 or not all(1 <= width <= 4096 for width in widths):
             raise InvdiffError(
-                f"channels must be numbers separated by commas, such as 64,128,160; got {self.channels!r}"
+                "channels must be one to eight numbers up to 4096 separated by commas, such as 64,128,160, "
+                f"got {shown(self.channels)}"
             )
         return widths
 
@@ -175,8 +181,11 @@ def train(
         hint = near_match(unknown[0], [f.name for f in fields(TrainingConfig)])
         raise InvdiffError(f"train has no option {unknown[0]!r}.{hint}")
     config = replace(config or TrainingConfig(), **options)
-    folder = Path(out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out, "out")
+    if not isinstance(data, str | os.PathLike):
+        raise InvdiffError(f"data must be a folder or zip of images, got {shown(data)}")
+    if config.device != "auto":
+        available_device(config.device)
     cache = folder if config.cache else None
     pictures, held_out = load_splits(
         data, config.size, exclude=config.excluded, holdout=config.holdout, seed=config.seed, cache=cache
@@ -220,6 +229,16 @@ class _Training:
         self.step, self.seconds, self.error = 0, 0.0, math.nan
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss_steps = 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the images; of large collections, of every k-th."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.pictures, self.held_out):
+            digest.update(repr(tuple(part.shape)).encode())
+            for picture in part[:: max(1, len(part) // _HASHED)]:
+                digest.update(picture.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def seen(self) -> int:
@@ -327,10 +346,16 @@ class _Training:
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
             "config": asdict(self.config),
+            "pictures": self.fingerprint,
         }
-        temporary = self.folder / f"{CHECKPOINT}.{os.getpid()}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / CHECKPOINT)
+        try:
+            with atomic_write(self.folder / CHECKPOINT) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError when a disk is full
+            raise InvdiffError(
+                f"{self.folder / CHECKPOINT} cannot be written: {error}. The checkpoint before it is whole: with more room on "
+                "the disk the same command goes on from there"
+            ) from error
 
     def resume(self) -> None:
         """Take up the state of the checkpoint; rows that the log holds from after it are dropped."""
@@ -340,6 +365,11 @@ class _Training:
             before, now = state["config"], asdict(self.config)
         except Exception as error:
             raise InvdiffError(f"{path} cannot be read ({error}); resume=False starts anew") from error
+        if state.get("pictures", self.fingerprint) != self.fingerprint:
+            raise InvdiffError(
+                f"{self.folder} holds a training on other images than {self.data} has now: some were added, taken away or changed. "
+                "Put them back, or say resume=False (--restart) to start anew"
+            )
         changed = [k for k in now if k not in _EVERY_RUN and before.get(k, now[k]) != now[k]]
         if changed:
             was = ", ".join(f"{k}={before[k]!r} (now {now[k]!r})" for k in changed)
