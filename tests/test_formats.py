@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from invdiff import registry
 from invdiff.backbones import NetworkBackbone, load_backbone
-from invdiff.backbones.haar import CONFIG, DESCRIPTION, WEIGHTS, Description, HaarUNet
+from invdiff.backbones.haar import DESCRIPTION, Description, HaarUNet
+from invdiff.backbones.weights_file import CONFIG, WEIGHTS
 from invdiff.checkpoints import FORMATS, Format, load_checkpoint, register_format
 from invdiff.checkpoints.reading import read_state_dict
 from invdiff.errors import InvdiffError

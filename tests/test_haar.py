@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from invdiff.backbones.haar import CONFIG, WEIGHTS, Description, HaarUNet, haar, inverse_haar
+from invdiff.backbones.haar import Description, HaarUNet, haar, inverse_haar
+from invdiff.backbones.weights_file import CONFIG, WEIGHTS
 from invdiff.errors import InvdiffError
 
 

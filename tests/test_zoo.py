@@ -9,7 +9,8 @@ import torch
 
 from invdiff import registry
 from invdiff.backbones import NetworkBackbone, NoiseSchedule, zoo
-from invdiff.backbones.haar import DESCRIPTION, WEIGHTS, Description, HaarUNet
+from invdiff.backbones.haar import DESCRIPTION, Description, HaarUNet
+from invdiff.backbones.weights_file import WEIGHTS
 from invdiff.backbones.zoo import backbone_names, load_backbone, register_backbone
 from invdiff.errors import InvdiffError
 

@@ -14,7 +14,6 @@ Saved in diffusers' folder format: ``config.json`` and ``diffusion_pytorch_model
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,21 +21,20 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone
+from invdiff.backbones.network import PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.unet import build, unet_class
+from invdiff.backbones.weights_file import CONFIG, WEIGHTS, read_weights, write_weights
 from invdiff.checks import one_of, shown, whole
-from invdiff.errors import InvdiffError, near_match
-from invdiff.files import atomic_write, check_sha256, read_json
+from invdiff.errors import InvdiffError
+from invdiff.files import read_json, replace_file
 
-CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 DESCRIPTION = "invdiff.json"
 
 DDPM: dict[str, Any] = {"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}
@@ -106,7 +104,7 @@ class Description:
 
     Attributes:
         name: what reports call it.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W), or (C, None, None) for pictures of any size.
         haar: whether the Haar transform stands around the network.
         prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``, see `NetworkBackbone`.
         schedule: ``{"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}``; the kind names a maker of
@@ -116,7 +114,7 @@ class Description:
     """
 
     name: str = "backbone"
-    image_shape: tuple[int, int, int] = (3, 64, 64)
+    image_shape: tuple[int | None, ...] = (3, 64, 64)
     haar: bool = True
     prediction: str = "v_prediction"
     schedule: dict[str, Any] = field(default_factory=lambda: dict(DDPM))
@@ -128,7 +126,9 @@ class Description:
         shape = self.image_shape
         if not isinstance(shape, list | tuple) or len(shape) != 3:
             raise InvdiffError(f"image_shape must be (channels, height, width), got {shown(shape)}")
-        object.__setattr__(self, "image_shape", tuple(whole("image_shape", n, 1, 1 << 16) for n in shape))
+        object.__setattr__(
+            self, "image_shape", tuple(None if n is None else whole("image_shape", n, 1, 1 << 16) for n in shape)
+        )
         if not isinstance(self.name, str) or not isinstance(self.haar, bool) or not isinstance(self.schedule, dict):
             raise InvdiffError(
                 f"a description has a name (a word), haar (true or false) and a schedule (a dictionary), got {shown(self.name)}, "
@@ -197,7 +197,7 @@ class HaarUNet(nn.Module):
         super().__init__()
         self.unet = unet
         self.description = description or Description()
-        self.register_buffer("filters", _haar_filters(self.description.image_shape[0]), persistent=False)
+        self.register_buffer("filters", _haar_filters(cast(int, self.description.image_shape[0])), persistent=False)
 
     @classmethod
     def new(
@@ -222,7 +222,7 @@ class HaarUNet(nn.Module):
             InvdiffError: a size that cannot be halved as often as there are resolutions.
         """
         description = description or Description()
-        C, height, width = description.image_shape
+        C, height, width = cast(tuple[int, int, int], description.image_shape)
         fold = 2 if description.haar else 1
         halvings = fold * 2 ** (len(channels) - 1)
         if height % halvings or width % halvings:
@@ -259,19 +259,11 @@ class HaarUNet(nn.Module):
 
         Args:
             folder: made if it isn't there.
-            precision: of the stored weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            precision: of the stored weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``.
         """
-        from safetensors.torch import save
-
-        if precision not in PRECISIONS:
-            hint = near_match(precision, PRECISIONS)
-            raise InvdiffError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.{hint}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().to(PRECISIONS[precision]).contiguous() for k, v in self.unet.state_dict().items()}
-        content = save(state, metadata={"format": "pt"})
-        description = replace(self.description, sha256=hashlib.sha256(content).hexdigest())
-        replace_file(folder / WEIGHTS, content)
+        description = replace(self.description, sha256=write_weights(folder, self.unet.state_dict(), precision))
         replace_file(folder / CONFIG, self.unet.to_json_string().encode())  # type: ignore[operator]
         description.write(folder)
         return description
@@ -283,17 +275,11 @@ class HaarUNet(nn.Module):
         Raises:
             InvdiffError: a missing file, or weights that don't match their checksum or their configuration.
         """
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         description = Description.read(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise InvdiffError(f"{folder} is incomplete: {name} is missing")
-        check_sha256(folder / WEIGHTS, description.sha256)
-        unet = build(read_json(folder / CONFIG), folder / CONFIG)
+        config, state = read_weights(folder, description.sha256)
+        unet = build(config, folder / CONFIG)
         try:
-            state = {k: v.to(torch.float32, copy=True) for k, v in load_file(folder / WEIGHTS).items()}
             unet.load_state_dict(state, assign=True)
         except Exception as error:
             raise InvdiffError(f"{folder / WEIGHTS} does not hold the weights of {folder / CONFIG}: {error}") from error
@@ -314,7 +300,7 @@ class HaarUNet(nn.Module):
         return NetworkBackbone(
             self,
             d.noise_schedule(),
-            d.image_shape,
+            d.image_shape,  # type: ignore[arg-type]
             prediction=d.prediction,
             precision=precision,
             compile=compile,
@@ -322,9 +308,3 @@ class HaarUNet(nn.Module):
             copy=copy,
             **options,
         )
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)

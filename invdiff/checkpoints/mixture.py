@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.haar import CONFIG, DESCRIPTION, Description
+from invdiff.backbones.haar import DESCRIPTION, Description
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.weights_file import CONFIG
 from invdiff.checkpoints.formats import Format, call, register_format
 from invdiff.checkpoints.reading import metadata
 from invdiff.files import check_sha256

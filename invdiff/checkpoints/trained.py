@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.haar import CONFIG, DESCRIPTION, HaarUNet
+from invdiff.backbones.haar import DESCRIPTION, HaarUNet
+from invdiff.backbones.local_unet import LocalUNet
 from invdiff.backbones.network import NetworkBackbone
+from invdiff.backbones.weights_file import CONFIG
 from invdiff.checkpoints.formats import Format, accepted_options, register_format
 from invdiff.checks import known
+from invdiff.files import read_json
 
 
 @register_format("invdiff")
@@ -28,4 +31,5 @@ class Trained(Format):
         # What the folder says itself is no option.
         names = set(accepted_options(NetworkBackbone)) - {"schedule", "image_shape", "prediction", "learned_variance"}
         known("format invdiff", options, sorted(names))
-        return HaarUNet.load(path).backbone(**options)
+        local = read_json(path / CONFIG).get("_class_name") == LocalUNet.__name__
+        return LocalUNet.load(path).backbone(**options) if local else HaarUNet.load(path).backbone(**options)

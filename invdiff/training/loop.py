@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet, replace_file
+from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet
 from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, available_device, native_bfloat16
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.zoo import EMBEDDED, load_backbone
 from invdiff.checks import shown
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
-from invdiff.files import atomic_write, make_folder
+from invdiff.files import atomic_write, make_folder, replace_file
 from invdiff.images import sample_sheet
 from invdiff.options import check_options, option
 from invdiff.training.data import has_split, load_images, load_splits
