@@ -386,6 +386,159 @@ def ddpm_made(seed=0, **shape):
     return network
 
 
+# ---- denoising-diffusion-pytorch --------------------------------------------------------------------------------
+
+
+def denoising_diffusion(state, x, t):
+    """The output of denoising-diffusion-pytorch's Unet, read off the names and shapes of a state dict."""
+    used = set()
+
+    def take(name):
+        used.update(n for n in (f"{name}.weight", f"{name}.bias") if n in state)
+        return state[f"{name}.weight"], state.get(f"{name}.bias")
+
+    def norm(name, h):
+        used.add(f"{name}.g")
+        length = (h**2).sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+        return h / length * state[f"{name}.g"] * math.sqrt(h.shape[1])
+
+    def block(name, h, time=None):
+        h = norm(f"{name}.norm", F.conv2d(h, *take(f"{name}.proj"), padding=1))
+        if time is not None:
+            scale, shift = time[:, : h.shape[1], None, None], time[:, h.shape[1] :, None, None]
+            h = h * (scale + 1) + shift
+        return F.silu(h)
+
+    def residual(name, h):
+        inner = block(f"{name}.block1", h, F.linear(F.silu(time), *take(f"{name}.mlp.1")))
+        inner = block(f"{name}.block2", inner)
+        return inner + (F.conv2d(h, *take(f"{name}.res_conv")) if f"{name}.res_conv.weight" in state else h)
+
+    def attention(name, h):
+        used.add(f"{name}.mem_kv")
+        memory, full = state[f"{name}.mem_kv"], f"{name}.to_out.weight" in state
+        heads, size = memory.shape[1], memory.shape[3 if full else 2]
+        rows = F.conv2d(norm(f"{name}.norm", h), *take(f"{name}.to_qkv")).flatten(2)
+        out = []
+        for image in rows:
+            parts = []
+            for n in range(heads):
+                q, k, v = (image[(j * heads + n) * size :][:size] for j in range(3))  # (size, places)
+                mk, mv = (memory[i, n].T if full else memory[i, n] for i in range(2))
+                k, v = torch.cat([mk, k], 1), torch.cat([mv, v], 1)
+                if full:
+                    parts.append(v @ (q.T @ k / math.sqrt(size)).softmax(1).T)
+                else:
+                    parts.append(v @ k.softmax(1).T @ (q.softmax(0) / math.sqrt(size)))
+            out.append(torch.cat(parts))
+        mixed = torch.stack(out).reshape(len(h), -1, *h.shape[2:])
+        if full:
+            return h + F.conv2d(mixed, *take(f"{name}.to_out"))
+        return h + norm(f"{name}.to_out.1", F.conv2d(mixed, *take(f"{name}.to_out.0")))
+
+    def folded(h):
+        b, c, height, width = h.shape
+        h = h.reshape(b, c, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        return h.reshape(b, 4 * c, height // 2, width // 2)
+
+    half = state["time_mlp.1.weight"].shape[1] // 2
+    angles = t[:, None].float() * torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half))
+    time = F.gelu(F.linear(torch.cat([angles.sin(), angles.cos()], 1), *take("time_mlp.1")))
+    time = F.linear(time, *take("time_mlp.3"))
+    if state["init_conv.weight"].shape[1] == 2 * x.shape[1]:
+        x = torch.cat([torch.zeros_like(x), x], 1)
+    first = h = F.conv2d(x, *take("init_conv"), padding=3)
+    kept, levels = [], len({k.split(".")[1] for k in state if k.startswith("downs.")})
+    for i in range(levels):
+        h = residual(f"downs.{i}.0", h)
+        kept.append(h)
+        h = attention(f"downs.{i}.2", residual(f"downs.{i}.1", h))
+        kept.append(h)
+        last = i == levels - 1
+        h = F.conv2d(h, *take(f"downs.{i}.3"), padding=1) if last else F.conv2d(folded(h), *take(f"downs.{i}.3.1"))
+    h = residual("mid_block2", attention("mid_attn", residual("mid_block1", h)))
+    for i in range(levels):
+        h = residual(f"ups.{i}.0", torch.cat([h, kept.pop()], 1))
+        h = attention(f"ups.{i}.2", residual(f"ups.{i}.1", torch.cat([h, kept.pop()], 1)))
+        if i == levels - 1:
+            h = F.conv2d(h, *take(f"ups.{i}.3"), padding=1)
+        else:
+            h = F.conv2d(F.interpolate(h, scale_factor=2), *take(f"ups.{i}.3.1"), padding=1)
+    h = F.conv2d(residual("final_res_block", torch.cat([h, first], 1)), *take("final_conv"))
+    assert used == state.keys()
+    return h
+
+
+def denoising_diffusion_weights(dim=16, mults=(1, 2), inside=3, out=3, full=(False, True), heads=2, size=8, seed=0):
+    """Random weights of moderate size, under the names and in the shapes of denoising-diffusion-pytorch's Unet."""
+    generator, state, time = torch.Generator().manual_seed(seed), {}, 4 * dim
+
+    def put(name, rows, columns, kernel=None, bias=True):
+        shape = (rows, columns) if kernel is None else (rows, columns, kernel, kernel)
+        weight = torch.randn(shape, generator=generator)
+        state[f"{name}.weight"] = weight / math.sqrt(math.prod(shape[1:]))
+        if bias:
+            state[f"{name}.bias"] = 0.1 * torch.randn(rows, generator=generator)
+
+    def put_norm(name, width):
+        state[f"{name}.g"] = 1 + 0.1 * torch.randn(1, width, 1, 1, generator=generator)
+
+    def put_residual(name, a, b):
+        put(f"{name}.mlp.1", 2 * b, time)
+        for block, columns in (("block1", a), ("block2", b)):
+            put(f"{name}.{block}.proj", b, columns, 3)
+            put_norm(f"{name}.{block}.norm", b)
+        if a != b:
+            put(f"{name}.res_conv", b, a, 1)
+
+    def put_attention(name, width, is_full):
+        put_norm(f"{name}.norm", width)
+        memory = (2, heads, 4, size) if is_full else (2, heads, size, 4)
+        state[f"{name}.mem_kv"] = torch.randn(memory, generator=generator)
+        put(f"{name}.to_qkv", 3 * heads * size, width, 1, bias=False)
+        put(f"{name}.to_out" if is_full else f"{name}.to_out.0", width, heads * size, 1)
+        if not is_full:
+            put_norm(f"{name}.to_out.1", width)
+
+    widths = [dim, *(dim * m for m in mults)]
+    pairs = list(zip(widths, widths[1:], full, strict=False))
+    put("init_conv", dim, inside, 7)
+    put("time_mlp.1", time, dim)
+    put("time_mlp.3", time, time)
+    for i, (a, b, is_full) in enumerate(pairs):
+        last = i == len(pairs) - 1
+        put_residual(f"downs.{i}.0", a, a)
+        put_residual(f"downs.{i}.1", a, a)
+        put_attention(f"downs.{i}.2", a, is_full)
+        put(f"downs.{i}.3" if last else f"downs.{i}.3.1", b, a if last else 4 * a, 3 if last else 1)
+    for i, (a, b, is_full) in enumerate(reversed(pairs)):
+        put_residual(f"ups.{i}.0", a + b, b)
+        put_residual(f"ups.{i}.1", a + b, b)
+        put_attention(f"ups.{i}.2", b, is_full)
+        put(f"ups.{i}.3" if i == len(pairs) - 1 else f"ups.{i}.3.1", a, b, 3)
+    put_residual("mid_block1", widths[-1], widths[-1])
+    put_attention("mid_attn", widths[-1], True)
+    put_residual("mid_block2", widths[-1], widths[-1])
+    put_residual("final_res_block", 2 * dim, dim)
+    put("final_conv", out, dim, 1)
+    return state
+
+
+def denoising_diffusion_file(state, objective="pred_v", T=1000, clipped=False, raw=None):
+    """What the trainer of denoising-diffusion-pytorch saves: the raw and the averaged model, each with its buffers."""
+    betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
+    level = torch.cumprod(1 - betas, 0)
+    snr = level / (1 - level)
+    kept = snr.clamp(max=5) if clipped else snr
+    weight = {"pred_noise": kept / snr, "pred_x0": kept, "pred_v": kept / (snr + 1)}[objective]
+    buffers = {"betas": betas.float(), "alphas_cumprod": level.float(), "loss_weight": weight.float()}
+    raw = {k: v + 1 for k, v in state.items()} if raw is None else raw
+    model, averaged = ({**buffers, **{f"model.{k}": v for k, v in s.items()}} for s in (raw, state))
+    ema = {"initted": torch.tensor(True), "step": torch.tensor(7)}
+    ema |= {f"online_model.{k}": v for k, v in model.items()} | {f"ema_model.{k}": v for k, v in averaged.items()}
+    return {"step": 7, "model": model, "opt": {"state": {}}, "ema": ema, "scaler": None, "version": "2.2.5"}
+
+
 # ---- files of every layout, and the function that they hold -----------------------------------------------------
 
 
@@ -507,6 +660,15 @@ def diffusers_case(**settings: Any) -> Callable[[Path], Any]:
     return make
 
 
+def denoising_diffusion_case(**shape: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        state = denoising_diffusion_weights(**shape)
+        torch.save(denoising_diffusion_file(state), folder / "model-1.pt")
+        return _loaded(folder / "model-1.pt", image_size=16), lambda x, t: denoising_diffusion(state, x, t)
+
+    return make
+
+
 def torch_file(name: str, wrap: Callable[[dict[str, Tensor]], Any] = dict) -> Callable[[dict[str, Tensor], Path], Path]:
     def write(state: dict[str, Tensor], folder: Path) -> Path:
         torch.save(wrap(state), folder / name)
@@ -593,6 +755,12 @@ CASES: list[Case] = [
     Case("DDPM", "as published", ddpm_case()),
     Case("DDPM", "`resamp_with_conv=False`", ddpm_case(convolve=False)),
     Case("DDPM", "`type: bayesian`", ddpm_case(bayesian=True, mult=(1, 2))),
+    Case("denoising-diffusion-pytorch", "`model-1.pt` of its trainer", denoising_diffusion_case()),
+    Case(
+        "denoising-diffusion-pytorch",
+        "self-conditioned, full attention everywhere",
+        denoising_diffusion_case(inside=6, full=(True, True, True), mults=(1, 2, 4)),
+    ),
     Case("diffusers", "a pipeline's folder", diffusers_case()),
     Case("diffusers", "sharded weights", diffusers_case(max_shard_size="300KB")),
 ]

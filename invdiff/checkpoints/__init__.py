@@ -5,6 +5,7 @@ Knows `backbones` and, behind a function call, diffusers. `load_backbone`, `cli`
 
 from invdiff.checkpoints.classifier import NoisyClassifier, load_classifier
 from invdiff.checkpoints.ddpm import load_ddpm
+from invdiff.checkpoints.denoising_diffusion import load_denoising_diffusion
 from invdiff.checkpoints.diffusers import load_diffusers
 from invdiff.checkpoints.edm import EDMPickle
 from invdiff.checkpoints.formats import FORMATS, Format, load_checkpoint, register_format
@@ -25,6 +26,7 @@ __all__ = [
     "load_checkpoint",
     "load_classifier",
     "load_ddpm",
+    "load_denoising_diffusion",
     "load_diffusers",
     "load_guided_diffusion",
     "load_mixture",

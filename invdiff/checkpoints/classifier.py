@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import available_device
+from invdiff.checkpoints import layout as unet
 from invdiff.checkpoints.formats import TensorFormat, register_format
 from invdiff.checkpoints.reading import read_state_dict
 from invdiff.checks import whole
@@ -217,10 +218,7 @@ def load_classifier(
             )
     with torch.device("meta"):
         network = NoisyClassifier(config)
-    try:
-        network.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in state.items()}, assign=True)
-    except RuntimeError as error:
-        raise InvdiffError(f"path {file} is no classifier of {image_size} pixels: {error}") from error
+    unet.fill_by_name(network, state, file, f"Is it a classifier of {image_size} pixels?")
     network = network.eval().requires_grad_(False)
     return network if device is None else network.to(available_device(device))
 

@@ -88,6 +88,16 @@ def fill(
     return network
 
 
+def fill_by_name(network: nn.Module, state: Mapping[str, Tensor], path: Path, hint: str) -> nn.Module:
+    """`fill` for a network whose parameters have the names of the file.
+
+    Raises:
+        InvdiffError: as `fill`.
+    """
+    entries = [Entry(name, (name,)) for name, _ in network.named_parameters()]
+    return fill(network, entries, state, path, lambda: hint)
+
+
 def overlap(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> float:
     """How much of a file fits: tensors with the right name and shape over all names, 1 for a perfect fit."""
     same = sum(k in state and _stripped(tuple(state[k].shape)) == shape for k, shape in expected.items())
