@@ -33,7 +33,8 @@ class NoiseSource:
         image_shape: (C, H, W).
         device: draws are made on this device by its own generator.
         dtype: of the draws; drawn in float32 and converted.
-        replace: ``callable(shape) -> Tensor`` to be used instead, for common random numbers and for checks.
+        replace: ``callable(shape) -> Tensor`` to be used instead, for common random numbers and for checks. It may have a
+            method ``uniform(shape)`` for the uniform numbers of resampling.
         place: (top, left, height, width), draw for this part of the images only.
         stream: a word that makes further, independent draws from the same keys.
     """
@@ -76,6 +77,30 @@ class NoiseSource:
         if role not in self._blocks or self._blocks[role][0] != number:
             self._blocks[role] = (number, self._block(number, role))
         return self._cut(self._blocks[role][1][:, within])
+
+    def uniform(self, step: int, role: str, rows: int, count: int) -> Tensor:
+        """Uniform numbers on (0, 1) that several rows of the batch share, as the resampling of particles needs them.
+
+        Args:
+            step, role: as for `draw`.
+            rows: so many successive rows share their numbers, which come from the key of the first.
+            count: how many numbers they share.
+
+        Returns:
+            (B / rows, count), float64, on the CPU. Where draws are replaced, what ``replace.uniform(shape)`` gives, if there is
+            such a method, else the normal distribution function of replaced draws.
+        """
+        names = self._names[::rows]
+        if self._replace is not None:
+            own = getattr(self._replace, "uniform", None)
+            drawn = own((len(names), count)) if own else torch.special.ndtr(self._replace((len(names), count)).double())
+            return torch.as_tensor(drawn).to("cpu", torch.float64)
+        generator = torch.Generator()
+        lines = [
+            torch.rand(count, generator=generator.manual_seed(seed_of(name, role, step)), dtype=torch.float64)
+            for name in names
+        ]
+        return torch.stack(lines)
 
     def at(self, step: int) -> Draw:
         """The draws of one step: ``noise = source.at(k); noise("step")``."""

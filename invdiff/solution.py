@@ -38,8 +38,8 @@ class Solution:
     Attributes:
         x: (N, C, H, W) float tensor on the CPU, unclamped, in `value_range`. With several samples per measurement
             N = B * n_samples, image by image.
-        nfe: network calls per image.
-        vjps: vector-Jacobian products of the network per image.
+        nfe: network calls per restoration; of particles, those of all divided by the restorations drawn from them.
+        vjps: vector-Jacobian products of the network per restoration.
         seconds: wall-clock time of the run.
         timesteps: the network's own time of every call.
         settings: everything needed to run it again: sampler and its fields, backbone, operator, seed, ...
@@ -49,6 +49,7 @@ class Solution:
         value_range: black and white of `x`.
         photos: what each measurement was read from, where it was a file or a picture: `images` and `save` follow it (grey
             stays grey; transparency, EXIF data and colour profile are kept; 16 bits stay 16 in .png and .tif).
+        diagnostics: what a sampler tells of its run; of particles, see `ParticleSampler.run`.
     """
 
     x: Tensor
@@ -62,6 +63,7 @@ class Solution:
     trajectory: list[Frame] = field(default_factory=list, repr=False)
     vjps: int = 0
     photos: tuple[Photo | None, ...] = ()
+    diagnostics: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def samples(self) -> Tensor:

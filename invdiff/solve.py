@@ -81,12 +81,13 @@ def solve(
         steps: times kept of the schedule, 1..T; the sampler's own number by default.
         n_samples: how many restorations of each measurement.
         seed: one for all images, or one per image. A result depends on its seed and sample number, never on its batch.
-        noise: ``callable(shape) -> Tensor`` to be used for every draw instead of the seeded source.
+        noise: ``callable(shape) -> Tensor`` to be used for every draw instead of the seeded source; see `NoiseSource`.
         x_init: first state x_T instead of the sampler's own, (N or 1, C, H, W), model range.
         value_range: black and white in float arrays, and in the result.
         device: where to run; the backbone's own place by default.
         precision: of the network, ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; the backbone's own by default.
-        batch_size: images run at once; by default as many as fit into modest memory. It does not change the result.
+        batch_size: images run at once; by default as many as fit into modest memory. It does not change the result. Particles
+            of one image are never parted.
         path: another route through time: ``"plain"``, ``"jumps"`` (with jump_length=10, jump_n_sample=10), ``"travel"``
             (with travel_length, travel_repeat), a list of times that ends in -1, or a function of the number of times.
         guidance: extra terms: losses of x0, pairs (loss, weight) or `Guidance` objects.
@@ -121,12 +122,16 @@ def solve(
     _warn_noise(method, problem)
     schedule = method.respaced(model.schedule)
     times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
-    keys = _keys(seed, len(problem.y), n_samples)
+    states = method.states(n_samples)  # of one image: its samples, or the particles that they are drawn from
+    keys = _keys(seed, len(problem.y), states)
     first = _first_state(x_init, len(keys), model)
     if batch_size is None:
         batch_size = max(1, _NUMBERS_PER_BATCH // problem.pinv_y[0].numel())
+    if method.together:
+        batch_size = max(1, batch_size // states) * states
     batch_size = min(batch_size, len(keys))
 
+    details: list[dict[str, Tensor]] = []
     frames: list[Frame] = []
     calls: list[int] = []
     pieces, started = [], time.perf_counter()
@@ -141,14 +146,14 @@ def solve(
                 if callback is not None:
                     callback(dataclasses.replace(state, x=state.x.clone(), x0=state.x0.clone()))  # theirs to write to
 
-            images = rows // n_samples
+            images = rows // states
             source = NoiseSource([keys[i] for i in rows], problem.image_shape, model.device, model.dtype, noise)
             start = (
                 None
                 if first is None
                 else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
             )
-            record = Record()
+            record = Record(per_image=states)
             pieces.append(
                 method.run(
                     problem.select(images) if len(keys) > 1 else problem,
@@ -162,8 +167,11 @@ def solve(
                 ).cpu()
             )
             calls = max(calls, record.calls, key=len)
+            details.append(record.details)
     seconds = time.perf_counter() - started
     restored = torch.cat(pieces)
+    if states != n_samples:
+        restored = restored.unflatten(0, (-1, states))[:, :n_samples].flatten(0, 1)
     if model.bounded and float(restored.abs().max()) > 10:
         warnings.warn(
             f"the restoration reaches {float(restored.abs().max()):.3g} times the range of an image: the backbone does not predict "
@@ -175,10 +183,10 @@ def solve(
     shown = Affine.from_range((low, high))
     return Solution(
         x=in_range(restored, shown),
-        nfe=len(calls),
+        nfe=-(-len(calls) * states // n_samples),
         seconds=seconds,
         timesteps=calls,
-        vjps=method.cost(model.schedule, times).vjps,
+        vjps=method.cost(model.schedule, times, n_samples, problem).vjps,
         settings={
             "sampler": method.name,
             **{f.name: getattr(method, f.name) for f in dataclasses.fields(method)},
@@ -188,7 +196,7 @@ def solve(
             "backbone": model.name,
             "precision": getattr(model, "precision", str(model.dtype).removeprefix("torch.")),
             "device": str(model.device),
-            "seed": keys[0][0] if len({s for s, _ in keys}) == 1 else [s for s, _ in keys[::n_samples]],
+            "seed": keys[0][0] if len({s for s, _ in keys}) == 1 else [s for s, _ in keys[::states]],
             "n_samples": n_samples,
         },
         y=in_range(problem.y if problem.y.shape == problem.pinv_y.shape else problem.pinv_y, shown),
@@ -196,6 +204,7 @@ def solve(
         value_range=(low, high),
         trajectory=frames,
         photos=_dressing(problem),
+        diagnostics={name: torch.cat([one[name] for one in details]) for name in details[0]},
     )
 
 

@@ -6,22 +6,28 @@ from invdiff.samplers.ddnm import DDNM, DDNMPlus
 from invdiff.samplers.ddrm import DDRM
 from invdiff.samplers.diffpir import DiffPIR
 from invdiff.samplers.dps import DPS
+from invdiff.samplers.fps_smc import FPSSMC
 from invdiff.samplers.guidance import Guidance, total_variation
 from invdiff.samplers.mcg import MCG
+from invdiff.samplers.mcg_diff import MCGDiff
 from invdiff.samplers.paths import PATHS, jumps, network_calls, plain, travel
 from invdiff.samplers.pigdm import PiGDM
 from invdiff.samplers.repaint import RePaint, Replacement
+from invdiff.samplers.tds import TDS
 from invdiff.samplers.unconditional import Unconditional
 
 __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
+    "FPSSMC",
     "MCG",
     "PATHS",
+    "TDS",
     "DDNMPlus",
     "DiffPIR",
     "Guidance",
+    "MCGDiff",
     "PiGDM",
     "Progress",
     "RePaint",

@@ -76,11 +76,13 @@ class Record:
 
     Attributes:
         calls: the network's own time of every call, in order.
-        details: what a sampler has to tell, by name; see `RecordedBackbone.record`.
+        per_image: successive rows of the batch that belong to one image; None where that does not matter.
+        details: what a sampler has to tell, by name, tensors of one entry per image: `Solution.diagnostics`.
     """
 
     calls: list[int] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    per_image: int | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
 
 
 class RecordedBackbone(Backbone):
@@ -125,6 +127,7 @@ class Sampler(ABC):
     handles_noise: ClassVar[bool] = False  # models sigma_y > 0
     consistent: ClassVar[bool] = False  # promises A x = y where sigma_y = 0
     uses_gradient: ClassVar[bool] = False  # one vector-Jacobian product per network call
+    together: ClassVar[bool] = False  # samples of an image depend on each other: they travel in one batch
     default_spacing: ClassVar[str] = "respaced"  # which times of the schedule are kept
     paper: ClassVar[str] = ""
 
@@ -167,6 +170,10 @@ class Sampler(ABC):
         """Vector-Jacobian products of the network per call."""
         return 1 if self.uses_gradient else 0
 
+    def products_for(self, problem: Problem | None) -> int:
+        """The same for one problem, where the method lets it depend on that."""
+        return self.products()
+
     def renoise(self, x_t: Tensor, x0: Tensor, t: int, s: int, backbone: Backbone, noise: Draw) -> Tensor:
         """A step up from t to s > t: one forward step, ``sqrt(a_s/a_t) x_t + sqrt(1 - a_s/a_t) n``.
 
@@ -195,6 +202,10 @@ class Sampler(ABC):
                     f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
                 )
 
+    def states(self, n_samples: int) -> int:
+        """How many states travel for `n_samples` restorations of one image: each of them asks the network."""
+        return n_samples
+
     def stepper(self) -> Integrator | None:
         """The integrator that takes the steps; None where the sampler has its own."""
         name = getattr(self, "integrator", OWN)
@@ -206,10 +217,20 @@ class Sampler(ABC):
         down = [(t, s) for t, s in pairwise(times) if s < t]
         return [t for t, _ in down] if stepper is None else [u for t, s in down for u in stepper.asks(t, s)]
 
-    def cost(self, schedule: NoiseSchedule, times: Sequence[int] | None = None) -> Cost:
-        """What a run takes per image on the full schedule `schedule`, along the sampler's own path or `times`."""
+    def cost(
+        self,
+        schedule: NoiseSchedule,
+        times: Sequence[int] | None = None,
+        n_samples: int = 1,
+        problem: Problem | None = None,
+    ) -> Cost:
+        """What one of `n_samples` restorations takes on the full schedule `schedule`, along the sampler's own path or `times`.
+
+        Without the problem, products that depend on its size are counted at their most.
+        """
         calls = len(self.asked(self.path(self.respaced(schedule)) if times is None else times))
-        return Cost(calls, calls * self.products())
+        calls = -(-calls * self.states(n_samples) // n_samples)
+        return Cost(calls, calls * self.products_for(problem))
 
     def network_calls(self, schedule: NoiseSchedule) -> int:
         """Network calls per image on the full schedule `schedule`, known before a run."""
