@@ -55,6 +55,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "pigdm": {},
     "mcg": {},
     "dps": {},
+    "mcg-diff": {"particles": 1},
+    "fps-smc": {"particles": 1},
+    "tds": {"particles": 1},
 }
 
 AIMS = {"repaint": 0.45, "ddnm": 0.6, "diffpir": 0.6, "pigdm": 0.5, "mcg": 0.5, "dps": 0.5}

@@ -27,8 +27,8 @@ class FPSSMC(ParticleSampler):
 
         y_s = sqrt(a_s) y + sqrt((1 - c)(1 - a_s)/(1 - a_t)) (y_t - sqrt(a_t) y) + sqrt(c (1 - a_s)) A n
 
-    so that y_s is A x_s with noise of variance ``R = a_s sigma_y^2``. Then, with ``Q = c (1 - a_s)``, each move draws from the exact
-    product of the DDIM step and that likelihood, and weighs by what the two have in common:
+    so that y_s is A x_s with noise of variance ``R = a_s sigma_y^2``. Then, with ``Q = c (1 - a_s)``, each move draws from the
+    exact product of the DDIM step and that likelihood, and weighs by what the two have in common:
 
         b     = sqrt(a_s) x0 + sqrt((1 - c)(1 - a_s)) eps
         x_s   ~ N(b + Q A^T (Q A A^T + R)^-1 (y_s - A b),  Q (I + A^T A Q/R)^-1)
@@ -47,7 +47,8 @@ class FPSSMC(ParticleSampler):
     handles_noise: ClassVar[bool] = True
     consistent: ClassVar[bool] = True
     paper: ClassVar[str] = (
-        "Dou & Song, Diffusion Posterior Sampling for Linear Inverse Problem Solving: A Filtering Perspective, ICLR 2024"
+        "Dou & Song, Diffusion Posterior Sampling for Linear Inverse Problem Solving: A Filtering Perspective, "
+        "ICLR 2024"
     )
 
     def path(self, schedule: NoiseSchedule) -> list[int]:

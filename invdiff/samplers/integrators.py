@@ -94,6 +94,12 @@ def ancestral(
     return x.add_(noise("step"), alpha=(beta * (1 - a_s) / (1 - a_t)) ** 0.5)
 
 
+def posterior_coefficients(a_t: float, a_s: float) -> tuple[float, float, float]:
+    """``c1, c2`` and the variance of ``q(x_s | x_t, x0) = N(c1 x0 + c2 x_t, variance)`` (Ho et al., 2020, eq. 7)."""
+    beta, share = 1 - a_t / a_s, (1 - a_s) / (1 - a_t)
+    return a_s**0.5 * beta / (1 - a_t), (a_t / a_s) ** 0.5 * share, beta * share
+
+
 def ddim_coefficients(a_t: float, a_s: float, eta: float) -> tuple[float, float]:
     """``(c1, c2)`` of ``x_s = sqrt(a_s) x0 + c1 n + c2 eps`` (Song et al., 2021, eq. 12 and 16)."""
     c1 = eta * ((1 - a_t / a_s) * (1 - a_s) / (1 - a_t)) ** 0.5

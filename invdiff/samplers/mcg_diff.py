@@ -13,7 +13,8 @@ from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import ddim_coefficients, register_sampler
+from invdiff.samplers.base import register_sampler
+from invdiff.samplers.integrators import ddim_coefficients
 from invdiff.samplers.particles import ParticleSampler, Population, by_chunks, inner, linear
 from invdiff.samplers.paths import plain
 from invdiff.tensors import weighted_sum

@@ -204,10 +204,11 @@ class ParticleSampler(Sampler):
 
         Args:
             problem, backbone, noise, x_init, times, guidance, on_step: as for every sampler, one row for each particle.
-            record: says with `per_image` how many rows, a multiple of `particles`, are of one image (one population by default), and
-                is told of every call and of "ess" (images, populations, weighings), "ancestors" (images, populations, resamplings,
-                particles), "log_evidence" (images, populations), "log_weights" of all particles in their pool (images, particles),
-                and "log_weights_before" every resampling (images, populations, weighings, particles), largest 0.
+            record: says with `per_image` how many rows, a multiple of `particles`, are of one image (one population by
+                default), and is told of every call and of "ess" (images, populations, weighings), "ancestors" (images,
+                populations, resamplings, particles), "log_evidence" (images, populations), "log_weights" of all particles in
+                their pool (images, particles), and "log_weights_before" every resampling (images, populations, weighings,
+                particles), largest 0.
 
         Returns:
             As many rows, unclamped, model range: draws from the pool of an image in random order, or the particles.

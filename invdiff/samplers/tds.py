@@ -11,9 +11,11 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.noise import Draw
+from invdiff.operators.base import LinearOperator
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import register_sampler
+from invdiff.samplers.integrators import posterior_coefficients
 from invdiff.samplers.local_gaussian import LocalGaussian, Seen
 from invdiff.samplers.particles import ParticleSampler, Population, by_chunks, inner, linear
 from invdiff.tensors import weighted_sum
@@ -26,24 +28,24 @@ DENSE_ENTRIES = 2**22
 class TDS(ParticleSampler):
     """Twisted diffusion sampler (Wu et al., NeurIPS 2023, algorithm 1).
 
-    Every particle is drawn towards the measurement by a twisting function, an estimate of p(y | x_t) from one network call, and the
-    error of that estimate goes into its weight:
+    Every particle is drawn towards the measurement by a twisting function, an estimate of p(y | x_t) from one network call, and
+    the error of that estimate goes into its weight:
 
         log w += log p~(y | x_s) + log p(x_s | x_t) - log p~(y | x_t) - log q(x_s | x_t, y)
 
     `twisting` says which estimate, with x0 = E[x0 | x_t] of the network and its Jacobian J:
 
-    - "moments": ``p~ = N(y; A x0, A C A^T + sigma_y^2 I)`` with ``C = (1 - a)/sqrt(a) J``, the covariance of x0 given x_t by Tweedie's
-      second formula (that of MMPS, Rozet et al. 2024). p and q are then steps of the Gaussian N(x0, C), before and after it has seen y,
-      so on a Gaussian prior all weights are equal, for any number of steps.
-    - "scalar": ``C = r^2 I`` with r^2 = tausq S/(tausq + S), S = (1 - a)/a, for operators of any size; one gradient through the network.
+    - "moments": ``p~ = N(y; A x0, A C A^T + sigma_y^2 I)`` with ``C = (1 - a)/sqrt(a) J``, the covariance of x0 given x_t by
+      Tweedie's second formula (as in MMPS, Rozet et al. 2024). p and q are then steps of the Gaussian N(x0, C), before and
+      after it has seen y, so on a Gaussian prior all weights are equal, for any number of steps.
+    - "scalar": ``C = r^2 I`` with r^2 = tausq S/(tausq + S), S = (1 - a)/a: one gradient through the network, whatever the size.
     - "paper": the authors' code: ``- |y - A x0|^2 / 2 v``, no normaliser, sigma_y unused, v by `var_type`.
     """
 
     steps: int = option(100, "times kept of the schedule", low=1)
     twisting: str = option(
         "auto",
-        "moments, scalar or paper; auto: moments where the covariance takes at most `most_products` vector-Jacobian products, else scalar",
+        "moments, scalar or paper; auto: moments where they take at most `most_products` vector-Jacobian products, else scalar",
         choices=("auto", "moments", "scalar", "paper"),
     )
     most_products: int = option(64, "vector-Jacobian products per network call that auto allows for moments", low=1)
@@ -139,27 +141,24 @@ class TDS(ParticleSampler):
         c1, c2, variance = posterior_coefficients(a_t, a_s)
 
         def evaluate(i: Tensor, x: Tensor, backbone: Backbone) -> tuple[Tensor, ...]:
-            prediction, x0, pullback = linearised(backbone, x, t)
-            back, log_twist = self._twist(problem.select(i), x0, a_t, schedule.beta(t))
-            log_variance = prediction.log_variance
-            if log_variance is None or (0 <= s < t - 1):
+            A = linear(self.name, problem)[i]
+            x0, shift, log_variance, log_twist = self.proposal(x, t, A, problem.y[i], problem.sigma_y, backbone)
+            if log_variance is None or 0 <= s < t - 1:
                 v = torch.full_like(x0, variance if s >= 0 else float(schedule.posterior_variance[0]))
             else:
                 v = log_variance.exp()
-            return x0, pullback(back), v, log_twist
+            return x0, shift, v, log_twist
 
-        x0, gradient, v, log_twist = by_chunks(x_t, backbone, evaluate)
+        x0, shift, v, log_twist = by_chunks(x_t, backbone, evaluate)
         if k > 0:
             log_twist_before = cloud.carried["twist"]
             cloud.weigh(log_twist - log_twist_before + cloud.carried["ratio"])
         else:
             cloud.weigh(log_twist)
-        x, x0, gradient, v, log_twist = cloud.resample(k, x_t, x0, gradient, v, log_twist)
+        x, x0, shift, v, log_twist = cloud.resample(k, x_t, x0, shift, v, log_twist)
         if s < 0:
             return self._meet(x0, v, problem, log_twist, cloud), x0
-        twisted = x0 + (1 - a_t) / a_t**0.5 * gradient
-        shift = c1 * ((twisted.clamp(-1, 1) if self.clip else twisted) - x0)
-        n = noise("step")
+        shift, n = c1 * shift, noise("step")
         x_s = weighted_sum((c1, x0), (c2, x), (1.0, shift)) + v.sqrt() * n
         cloud.carried = {
             "twist": log_twist,
@@ -168,28 +167,31 @@ class TDS(ParticleSampler):
         }
         return x_s, x0
 
-    def _twist(self, problem: Problem, x0: Tensor, a: float, beta: float) -> tuple[Tensor, Tensor]:
-        """The gradient of the logarithm of the twisting function with respect to x0, and the logarithm itself, (B,)."""
+    def proposal(
+        self, x_t: Tensor, t: int, operator: LinearOperator, y: Tensor, sigma_y: float, backbone: Backbone
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """What one network call and its gradient say: x0, how far the measurement moves it, the logarithm of the step's variance
+        where the network learned one, and the logarithm of the twisting function, (B,)."""
+        prediction, x0, pullback = linearised(backbone, x_t, t)
+        a = backbone.schedule.alpha_bar_at(t)
         S = (1 - a) / a
         prior = self.tausq * S / (self.tausq + S) if self.tausq > 0 else 0.0
-        residual = problem.y - problem.operator(x0)
-        if self.twisting != "paper":
-            sigma2 = problem.sigma_y**2
-            back = linear(self.name, problem).filtered_residual(
-                lambda values: 1 / (prior * values + sigma2), problem.y, x0
-            )
-            common = linear(self.name, problem).pinv(residual)
-            return back, -0.5 * inner(common, back)
-        r = 0.5 * inner(residual, residual)
-        v = {
-            1: torch.full_like(r, S),
-            2: torch.full_like(r, S / (1 + S)),
-            3: (2 * r).sqrt() * beta / 0.5,
-            4: torch.full_like(r, beta / a**0.5),
-            6: torch.full_like(r, prior),
-        }[self.var_type]
-        back = linear(self.name, problem).adjoint(residual, problem.image_shape)
-        return back / v.to(x0).reshape(-1, 1, 1, 1), -r / v
+        residual = y - operator(x0)
+        if self.twisting == "paper":
+            r = 0.5 * inner(residual, residual)
+            v = {
+                1: torch.full_like(r, S),
+                2: torch.full_like(r, S / (1 + S)),
+                3: (2 * r).sqrt() * backbone.schedule.beta(t) / 0.5,
+                4: torch.full_like(r, backbone.schedule.beta(t) / a**0.5),
+                6: torch.full_like(r, prior),
+            }[self.var_type]
+            back, log_twist = operator.adjoint(residual, tuple(x0.shape[1:])) / v.to(x0).reshape(-1, 1, 1, 1), -r / v
+        else:
+            back = operator.filtered_residual(lambda values: 1 / (prior * values + sigma_y**2), y, x0)
+            log_twist = -0.5 * inner(operator.pinv(residual, tuple(x0.shape[1:])), back)
+        moved = x0 + (1 - a) / a**0.5 * pullback(back)
+        return x0, (moved.clamp(-1, 1) if self.clip else moved) - x0, prediction.log_variance, log_twist
 
     def _meet(self, x0: Tensor, v: Tensor, problem: Problem, log_twist: Tensor, cloud: Population) -> Tensor:
         """The last step, from the Gaussian of mean x0 and variance v, where it meets the measurement."""
@@ -225,10 +227,3 @@ class _Pullback:
 
     def __call__(self, v: Tensor) -> Tensor:
         return torch.autograd.grad(self.x0, self.x, v, retain_graph=True)[0]
-
-
-def posterior_coefficients(a_t: float, a_s: float) -> tuple[float, float, float]:
-    """``c1, c2`` and the variance of ``q(x_s | x_t, x0) = N(c1 x0 + c2 x_t, variance)`` (Ho et al., 2020, eq. 7)."""
-    beta = 1 - a_t / a_s
-    share = (1 - a_s) / (1 - a_t)
-    return a_s**0.5 * beta / (1 - a_t), (a_t / a_s) ** 0.5 * share, beta * share

@@ -132,10 +132,10 @@ def _noise(recording: Recording, run: str) -> Noise:
         raise NotFollowed("their draws are in a basis of singular vectors that the recording does not hold")
     small = recording.inputs["V_small"]
     factor = round(len(small) ** 0.5)
-    return lambda shape: _from_block_basis(noise(shape), small, factor)
+    return lambda shape: from_block_basis(noise(shape), small, factor)
 
 
-def _from_block_basis(drawn: Tensor, small: Tensor, factor: int) -> Tensor:
+def from_block_basis(drawn: Tensor, small: Tensor, factor: int) -> Tensor:
     """Images from coefficients in the order of DDRM's code for block means: the mean of every block first, then, block by
     block, the others."""
     batch, channels, height, width = drawn.shape

@@ -102,7 +102,8 @@ class Recording:
         key = "official_float32_minus_this_golden_max_abs"
         stated = self.config.get(key, {})
         found = stated.get(f"{run}.{array}", 0.0) if isinstance(stated, dict) else stated
-        return max(TOLERANCE, float(found), float(self.runs[run]["about"].get(key, 0.0)))
+        about = self.runs[run]["about"].get(key, 0.0)
+        return max(TOLERANCE, float(found), float(about.get(array, 0.0) if isinstance(about, dict) else about))
 
     def measurement(self) -> Tensor:
         """y in the shape that the library's operators give it."""
@@ -228,7 +229,7 @@ def tiny_network(folder: Path, double: bool = False) -> Callable[[Tensor, Tensor
         return backbone.network
     module: Any = backbone.module
     module = module.double()
-    return lambda x, t: module(x, t)
+    return lambda x, t: module(x, t).sample
 
 
 @cache
