@@ -148,6 +148,11 @@ def seed_of(*words: object) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+def positive_seed_of(*words: object) -> int:
+    """`seed_of` without its sign: 63 bits, for what takes no negative seed."""
+    return (seed_of(*words) % 2**64) >> 1
+
+
 def standard_normal(shape: tuple[int, ...], seed: int, generator: torch.Generator | None = None) -> Tensor:
     """Float64 draws on the CPU from `generator`, or from one of their own started at `seed`."""
     if generator is None:

@@ -146,13 +146,16 @@ def test_a_gradient_call_costs_two_and_a_half():
 
 
 def test_the_register():
-    assert {m.needs for _, m in METRICS.items()} == {"truth", "measurement", "samples", "set", "run"}
+    assert {m.scope for _, m in METRICS.items()} == {"image", "samples", "set", "records", "run"}
+    assert get_metric("psnr").needs == {"reference"} and get_metric("mode_error").needs == {"samples", "posterior", "weights"}
     assert all(m.description and m.direction in ("higher", "lower", "one", "none") for _, m in METRICS.items())
-    assert metric_names("samples") == ["diversity", "calibration"]
+    assert {"diversity", "calibration", "sw2"} <= set(metric_names("samples")) and "sw2" in metric_names("posterior")
     with pytest.raises(InvdiffError, match="'lpips'"):
         get_metric("lpisp")
     with pytest.raises(InvdiffError, match="exists already"):
-        register_metric(Metric("psnr", "", "higher", "", "truth", ""))
+        register_metric(Metric("psnr", "", "higher", "", {"reference"}, ""))
+    with pytest.raises(InvdiffError, match="Did you mean 'reference'"):
+        Metric("mine", "", "higher", "", {"refrence"}, "")
 
 
 def test_lpips_without_weights_says_how_to_get_them_and_at_once(monkeypatch, tmp_path):

@@ -68,9 +68,9 @@ def make_run(
     level = rng.normal(0, 2, images)
     picture = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
     for name in names if pictures else ():
-        run.save_image(truth_file(name), Image.fromarray(picture))
+        run.save(truth_file(name), Image.fromarray(picture))
         for task in tasks:
-            run.save_image(measured_file(task, name), Image.fromarray(picture // 2))
+            run.save(measured_file(task, name), Image.fromarray(picture // 2))
     records = []
     for task in tasks:
         for label, base in quality.items():
@@ -86,7 +86,7 @@ def make_run(
                     psnr = float(base + level[i] + rng.normal(0, 0.3) + shift)
                     file = restored_file(task, label, name, seed) if pictures else None
                     if file:
-                        run.save_image(
+                        run.save(
                             file, Image.fromarray(np.clip(picture + rng.integers(0, 20), 0, 255).astype("uint8"))
                         )
                     price = (nfe, vjps, nfe + 1.5 * vjps, 0.01 * nfe, 100.0) if costs else (None,) * 5

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from invdiff.checks import shown
+from invdiff.checks import known, shown
 from invdiff.errors import InvdiffError
 from invdiff.registry import Registry
 
 Direction = Literal["higher", "lower", "one", "none"]
-Needs = Literal["truth", "measurement", "samples", "set", "run"]
+NEEDS = ("samples", "set", "records", "run", "reference", "measurement", "posterior", "weights", "gaussian")
+"""What a metric can need, see `Metric`."""
 
 
 class Unavailable(RuntimeError):
@@ -27,30 +28,47 @@ class Metric:
         label: as a table's head shows it.
         direction: ``"higher"`` or ``"lower"`` is better, ``"one"``: the nearer to 1 the better, ``"none"``: neither.
         unit: of the number; ``""`` for a pure number.
-        needs: what `function` is called with. Images are float32 tensors in [0, 1]:
+        needs: a set of words of `NEEDS`. One at most says what the number is about, and so what `function` takes first:
 
-            - ``"truth"``: ``f(x, truth) -> (B,)``, both (B, C, H, W);
-            - ``"measurement"``: ``f(x, operator, y) -> (B,)``, x unclamped;
-            - ``"samples"``: ``f(samples, truth) -> float`` for the S restorations of one image, (S, C, H, W) and
-              (C, H, W);
-            - ``"set"``: ``f(restored, truths) -> float`` for all restorations of a task by a sampler, (N, C, H, W) and
-              (M, C, H, W);
-            - ``"run"``: not computed from images: a column of the record.
+            - none of these: every restoration by itself, x (B, C, H, W), and the result is (B,);
+            - ``"samples"``: the S restorations of one image, (S, C, H, W), and the result is a float;
+            - ``"set"``: all N restorations of a task by a sampler, (N, C, H, W), and the result is a float;
+            - ``"records"``: the `Record`s of a task by a sampler, and the result is a float;
+            - ``"run"``: a column of the record, no function.
+
+            The others say what it takes next, in this order:
+
+            - ``"reference"``: the true image or images, float32 in [0, 1] as x then is, clamped;
+            - ``"measurement"``: two arguments, the operator and y; x is unclamped and in the unit of y;
+            - ``"posterior"``: the exact posterior (`invdiff.bench.posterior.reference.Exact`), x in its unit. Only a
+              backbone with a known posterior has one, with ``"weights"`` a mixture, with ``"gaussian"`` a Gaussian.
         description: one line.
-        function: what computes it; None for ``"run"``. It may raise `Unavailable`.
+        function: what computes it. It may raise `Unavailable`.
         reason: returns why the metric cannot be had here, or None. Quick, and it never waits for a network.
         decimals: digits after the point in tables.
+        resolution: two values closer than this are the same for every test, rank and comparison: below it there is rounding.
     """
 
     name: str
     label: str
     direction: Direction
     unit: str
-    needs: Needs
+    needs: frozenset[str]
     description: str
     function: Callable[..., Any] | None = None
     reason: Callable[[], str | None] = lambda: None
     decimals: int = 3
+    resolution: float = 0.0
+
+    def __post_init__(self) -> None:
+        words: Iterable[str] = [self.needs] if isinstance(self.needs, str) else self.needs
+        known(f"metric {self.name}", words, NEEDS, "need")
+        object.__setattr__(self, "needs", frozenset(words))
+
+    @property
+    def scope(self) -> str:
+        """What the number is about: ``"image"``, ``"samples"``, ``"set"``, ``"records"`` or ``"run"``."""
+        return next((word for word in ("samples", "set", "records", "run") if word in self.needs), "image")
 
 
 def _metric(name: str, metric: Any) -> Metric:
@@ -73,8 +91,8 @@ def register_metric(metric: Metric) -> Metric:
 
 
 def metric_names(needs: str | None = None) -> list[str]:
-    """Names of all metrics, or of those that need `needs` (see `Metric`)."""
-    return [name for name, metric in METRICS.items() if needs in (None, metric.needs)]
+    """Names of all metrics, or of those that need `needs` (a word of `NEEDS`)."""
+    return [name for name, metric in METRICS.items() if needs is None or needs in metric.needs]
 
 
 def get_metric(name: str) -> Metric:

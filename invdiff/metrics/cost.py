@@ -19,9 +19,9 @@ def forward_equivalents(nfe: int, vjps: int) -> float:
     return nfe + BACKWARD_CALL * vjps
 
 
-register_metric(Metric("nfe", "network calls", "lower", "", "run", "network calls per image", decimals=0))
+register_metric(Metric("nfe", "network calls", "lower", "", {"run"}, "network calls per image", decimals=0))
 register_metric(
-    Metric("vjps", "VJPs", "lower", "", "run", "vector-Jacobian products of the network per image", decimals=0)
+    Metric("vjps", "VJPs", "lower", "", {"run"}, "vector-Jacobian products of the network per image", decimals=0)
 )
 register_metric(
     Metric(
@@ -29,14 +29,22 @@ register_metric(
         "forward equivalents",
         "lower",
         "calls",
-        "run",
+        {"run"},
         "cost in forward calls; a vector-Jacobian product counts 1.5",
         decimals=0,
     )
 )
 register_metric(
-    Metric("seconds", "time", "lower", "s", "run", "wall-clock time per image within its batch", decimals=2)
+    Metric("seconds", "time", "lower", "s", {"run"}, "wall-clock time per image within its batch", decimals=2)
 )
 register_metric(
-    Metric("peak_memory", "peak memory", "lower", "MiB", "run", "of the process (or GPU) during a batch", decimals=0)
+    Metric(
+        "peak_memory",
+        "peak memory",
+        "lower",
+        "MiB",
+        {"run"},
+        "of the GPU during a batch; not recorded on a CPU",
+        decimals=0,
+    )
 )

@@ -48,11 +48,28 @@ def _check(x: Tensor, truth: Tensor) -> None:
 
 register_metric(
     Metric(
-        "psnr", "PSNR", "higher", "dB", "truth", "peak signal-to-noise ratio against the true image", psnr, decimals=2
+        "psnr",
+        "PSNR",
+        "higher",
+        "dB",
+        {"reference"},
+        "peak signal-to-noise ratio against the true image",
+        psnr,
+        decimals=2,
+        resolution=1e-3,
     )
 )
 register_metric(
-    Metric("ssim", "SSIM", "higher", "", "truth", "structural similarity to the true image (scikit-image)", ssim)
+    Metric(
+        "ssim",
+        "SSIM",
+        "higher",
+        "",
+        {"reference"},
+        "structural similarity to the true image (scikit-image)",
+        ssim,
+        resolution=1e-5,
+    )
 )
 register_metric(
     Metric(
@@ -60,9 +77,10 @@ register_metric(
         "RMSE",
         "lower",
         "of [0, 1]",
-        "truth",
+        {"reference"},
         "root mean squared error against the true image",
         rmse,
         decimals=4,
+        resolution=1e-6,
     )
 )

@@ -130,10 +130,30 @@ def recall(restored: Tensor, truths: Tensor) -> float:
 
 
 register_metric(
-    Metric("fid", "FID", "lower", "", "set", "Frechet inception distance to the true images", fid, generative_reason, 2)
+    Metric(
+        "fid",
+        "FID",
+        "lower",
+        "",
+        {"set", "reference"},
+        "Frechet inception distance to the true images",
+        fid,
+        generative_reason,
+        2,
+    )
 )
 register_metric(
-    Metric("kid", "KID", "lower", "", "set", "kernel inception distance to the true images", kid, generative_reason, 4)
+    Metric(
+        "kid",
+        "KID",
+        "lower",
+        "",
+        {"set", "reference"},
+        "kernel inception distance to the true images",
+        kid,
+        generative_reason,
+        4,
+    )
 )
 register_metric(
     Metric(
@@ -141,7 +161,7 @@ register_metric(
         "precision",
         "higher",
         "",
-        "set",
+        {"set", "reference"},
         "share of restorations that look like true images",
         precision,
         generative_reason,
@@ -154,7 +174,7 @@ register_metric(
         "recall",
         "higher",
         "",
-        "set",
+        {"set", "reference"},
         "share of true images that restorations cover",
         recall,
         generative_reason,

@@ -37,9 +37,10 @@ register_metric(
         "misfit",
         "lower",
         "of [0, 1]",
-        "measurement",
+        {"measurement"},
         "rms of A x - y over what A reads; noise-free 0, else about sigma_y",
         misfit,
         decimals=4,
+        resolution=1e-4,
     )
 )

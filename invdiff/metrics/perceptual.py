@@ -92,9 +92,10 @@ register_metric(
         "LPIPS",
         "lower",
         "",
-        "truth",
+        {"reference"},
         "perceptual distance to the true image (AlexNet, v0.1)",
         lpips,
         lpips_reason,
+        resolution=1e-5,
     )
 )

@@ -5,6 +5,7 @@ Knows `backbones` and `operators`. `bench` and everything above may import it; `
 
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.priors.mixture import GaussianMixtureBackbone
+from invdiff.priors.named import PRIORS
 from invdiff.priors.posterior import GaussianPosterior, MixturePosterior
 
-__all__ = ["GaussianBackbone", "GaussianMixtureBackbone", "GaussianPosterior", "MixturePosterior"]
+__all__ = ["PRIORS", "GaussianBackbone", "GaussianMixtureBackbone", "GaussianPosterior", "MixturePosterior"]

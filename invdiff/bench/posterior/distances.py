@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from invdiff.errors import InvdiffError
-
-LEVELS = (0.5, 0.9)
-"""Credible levels whose coverage is reported."""
+from invdiff.metrics.ranks import LEVELS, coverage
 
 _PAIRS = 1000  # samples of each set that enter kernel sums: a million pairs
 _CLASSIFIER_DIRECTIONS = 16  # leading directions whose products the classifier sees
@@ -163,61 +160,6 @@ def _logistic(features: Tensor, labels: Tensor, ridge: float = 1.0, iterations: 
     return weights
 
 
-# ---- calibration ------------------------------------------------------------------------------------------------
-
-
-def coverage(samples: Tensor, truth: Tensor, level: float) -> float:
-    """Share of the numbers of `truth` that lie in the central interval of their own coordinate that holds `level` of `samples`.
-
-    Args:
-        samples: (n, d) of a method.
-        truth: (m, d) draws of the exact posterior: the coverage for this measurement. Or (..., 1, d) with samples
-            (..., n, d): the truths of many measurements, each against its own samples.
-        level: 0..1; the ideal result. Below, the method is over-confident. 0.9 needs 19 samples or more.
-    """
-    tail = (1 - level) / 2
-    low, high = _quantile(samples.double(), tail), _quantile(samples.double(), 1 - tail)
-    truth = truth.double()
-    return float(((truth >= low) & (truth <= high)).double().mean())
-
-
-def _quantile(samples: Tensor, q: float) -> Tensor:
-    """Quantile along the samples at plotting position k / (n + 1), so that intervals of few samples cover as they should."""
-    n = samples.shape[-2]
-    position = min(max(q * (n + 1) - 1, 0.0), n - 1.0)
-    low = math.floor(position)
-    ordered = samples.sort(dim=-2).values
-    above = ordered[..., min(low + 1, n - 1), :]
-    return (ordered[..., low, :] + (position - low) * (above - ordered[..., low, :])).unsqueeze(-2)
-
-
-def ranks(truth: Tensor, samples: Tensor) -> Tensor:
-    """How many of the samples lie below the truth: uniform on 0..L if they come from the posterior (Talts et al., 2018).
-
-    Args:
-        truth: (m,), one test quantity of m truths.
-        samples: (m, L), the same of L samples for each.
-
-    Returns:
-        (m,) whole numbers, 0..L.
-    """
-    return (samples < truth[:, None]).sum(1)
-
-
-def rank_histogram(rank: Tensor, samples: int, bins: int | None = None) -> Tensor:
-    """Counts of the ranks 0..samples in `bins` equal bins; `bins` divides samples + 1, by default it is that up to 20."""
-    values = samples + 1
-    bins = bins or max(b for b in range(1, min(values, 20) + 1) if values % b == 0)
-    if values % bins:
-        raise InvdiffError(f"bins = {bins} does not divide the {values} possible ranks of {samples} samples")
-    return torch.bincount((rank * bins) // values, minlength=bins)
-
-
-def uniformity(histogram: Tensor | Sequence[int]) -> float:
-    """p-value of Pearson's chi-square test that the counts come from the uniform distribution."""
-    return float(stats.chisquare(np.asarray(histogram)).pvalue)
-
-
 # ---- modes ------------------------------------------------------------------------------------------------------
 
 
@@ -234,12 +176,12 @@ class Directions:
     """Orthonormal directions of image space, split by what a measurement sees.
 
     Attributes:
-        seen: (d, k), the row space of A.
-        unseen: (d, d - k), its null space.
+        range: (d, k), the range of A^T.
+        null: (d, d - k), the null space of A.
     """
 
-    seen: Tensor
-    unseen: Tensor
+    range: Tensor
+    null: Tensor
 
     @classmethod
     def of(cls, matrix: Tensor) -> Directions:
@@ -255,17 +197,16 @@ class Reference:
 
     Directions in which it does not vary (what a noise-free measurement has fixed) carry no distribution: the distances
     between distributions are taken over the others, in the eigenbasis of its covariance, most variable direction first.
-    What a sampler gets wrong in the fixed directions is the misfit ``A x - y``, which is reported beside.
+    What a sampler gets wrong in the fixed directions is the misfit, another metric.
 
     Args:
         draws: (n, d), exact samples to compare with.
         mean: (d,), exact.
         covariance: (d, d), exact.
-        directions: what A sees.
+        directions: range and null space.
         gaussian: whether mean and covariance say everything, so that `gaussian_w2` applies.
         responsibilities: (n, d) -> (n, K), probabilities of the mixture's components, or None.
         mode_weights: (K,), the exact weights of the components, or None.
-        misfit: (n, d) -> rms of ``A x - y``, or None.
         basis: (d, k) orthonormal, where only these directions of large images are looked at; mean, covariance and directions are
             then in its coordinates.
         new_draws: ``(n, seed) -> (n, d)`` more exact samples, for the floor.
@@ -279,7 +220,6 @@ class Reference:
     new_draws: Callable[[int, int], Tensor]
     responsibilities: Callable[[Tensor], Tensor] | None = None
     mode_weights: Tensor | None = None
-    misfit: Callable[[Tensor], float] | None = None
     basis: Tensor | None = None
     projections: int = field(default=128)
 
@@ -295,10 +235,10 @@ class Reference:
 
     @cached_property
     def _parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """For seen and unseen: directions that vary, diagonalised, their variances; only where there are any."""
+        """For range and null space: directions that vary, diagonalised, their variances; only where there are any."""
         parts = {}
         largest = float(torch.linalg.eigvalsh(self.covariance.double())[-1])
-        for name, basis in (("seen", self.directions.seen), ("unseen", self.directions.unseen)):
+        for name, basis in (("range", self.directions.range), ("null", self.directions.null)):
             if basis.shape[1] == 0:
                 continue
             inner = basis.mT @ self.covariance.double() @ basis
@@ -315,27 +255,21 @@ class Reference:
     def _reduced(self, x: Tensor) -> Tensor:
         return x.double() if self.basis is None else x.double() @ self.basis
 
-    def compare_modes(self, x: Tensor) -> list[float]:
-        """Weights of the mixture's components among the samples, (K,)."""
-        assert self.responsibilities is not None
-        return [round(v, 4) for v in self.responsibilities(x).double().mean(0).tolist()]
-
     def compare(self, x: Tensor, classifier: bool = True) -> dict[str, Any]:
         """Every distance of the samples `x`, (n, d).
 
         Returns:
-            A dict of numbers (lists where stated), with ``P`` the projection on the seen or unseen directions:
+            A dict of numbers (lists where stated), with ``P`` the projection on the range (of A^T) or the null space (of A):
 
-            - ``bias_seen``, ``bias_unseen``: ``|P (m - m*)| / sqrt(tr P C*)``, the bias in posterior standard deviations
+            - ``bias_range``, ``bias_null``: ``|P (m - m*)| / sqrt(tr P C*)``, the bias in posterior standard deviations
               (rms), ideal 0.
-            - ``var_seen``, ``var_unseen``: ``tr P C / tr P C*``, ideal 1, below 1 over-confident.
-            - ``ratios_seen``, ``ratios_unseen``: the variance ratio along every eigen-direction of ``P C* P``, most variable first.
-            - ``w2_unseen`` and ``w2``: Gaussian Wasserstein-2 over ``sqrt(tr C*)``, for Gaussian posteriors only.
+            - ``var_range``, ``var_null``: ``tr P C / tr P C*``, ideal 1, below 1 over-confident.
+            - ``ratios_range``, ``ratios_null``: the variance ratio along every eigen-direction of ``P C* P``, most variable first.
+            - ``w2_null`` and ``w2``: Gaussian Wasserstein-2 over ``sqrt(tr C*)``, for Gaussian posteriors only.
             - ``sw2``, ``max_sw2``: sliced Wasserstein-2 over ``sqrt(tr C* / k)``, k the number of varying directions.
             - ``mmd``, ``energy``: the latter over ``sqrt(tr C*)``'s root. ``c2st``: accuracy, ideal 0.5.
             - ``coverage_50``, ``coverage_90``: share of exact draws in the samples' central intervals.
-            - ``mode_error``: total variation of the component weights, and ``modes``, the list of weights.
-            - ``misfit``: rms of ``A x - y``, in the unit of y.
+            - ``mode_error``: total variation of the component weights.
         """
         x = _samples(x)
         out: dict[str, Any] = {"n": len(x)}
@@ -353,12 +287,12 @@ class Reference:
         if self.gaussian:
             zero = torch.zeros(len(values), dtype=torch.float64)
             out["w2"] = gaussian_w2(z.mean(0), _covariance(z), zero, torch.diag(values)) / math.sqrt(total)
-            if "unseen" in self._parts:
-                basis, within, _ = self._parts["unseen"]
+            if "null" in self._parts:
+                basis, within, _ = self._parts["null"]
                 u = (inner - self.mean.double()) @ basis
                 zero = torch.zeros(len(within), dtype=torch.float64)
                 distance = gaussian_w2(u.mean(0), _covariance(u), zero, torch.diag(within))
-                out["w2_unseen"] = distance / math.sqrt(float(within.sum()))
+                out["w2_null"] = distance / math.sqrt(float(within.sum()))
         scale = math.sqrt(total / len(values))
         mean_slice, max_slice = sliced_w2(z, exact, self.projections)
         out["sw2"], out["max_sw2"] = mean_slice / scale, max_slice / scale
@@ -369,11 +303,8 @@ class Reference:
         if self.responsibilities is not None and self.mode_weights is not None:
             weights = self.responsibilities(x).double().mean(0)
             out["mode_error"] = total_variation(weights, self.mode_weights)
-            out["modes"] = [round(v, 4) for v in weights.tolist()]
         if classifier:
             out["c2st"] = classifier_two_sample(self._features(x), self._features(self.draws))
-        if self.misfit is not None:
-            out["misfit"] = self.misfit(x)
         return out
 
     def _features(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from invdiff.bench.report.statistics import Paired, average_over_seeds, goodness
 from invdiff.bench.report.tables import COSTS, heading, metric_of, number
 from invdiff.bench.run.store import Record, Run
 from invdiff.errors import InvdiffError
+from invdiff.markdown import markdown_table
 from invdiff.metrics import Metric
 
 BETTER, WORSE, DIFFERS, NO_DIFFERENCE = "better", "worse", "differs", "no difference shown"
@@ -100,8 +101,7 @@ class Comparison:
         """The whole comparison."""
         said = [f"# {self.b} against {self.a}", "", self.sentence(), ""]
         said += [f"- {w}" for w in self.warnings] + [""] * bool(self.warnings)
-        said += ["| " + " | ".join(self.HEADINGS) + " |", "|---" * len(self.HEADINGS) + "|"]
-        said += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows()]
+        said.append(markdown_table(self.HEADINGS, self.rows()))
         said += [
             "",
             "a is the first run, b the second. Means over the images both runs have, seeds averaged first; bootstrap "
@@ -160,7 +160,7 @@ def compare(
             if not values:
                 continue
             x, y = average_over_seeds(v[:2] for v in values), average_over_seeds((v[0], v[2]) for v in values)
-            shown = paired(y, x, alpha=alpha)
+            shown = paired(y, x, alpha=alpha, resolution=metric.resolution)
             identical = identical and (name in costs or all(v[1] == v[2] for v in values))
             found.append((task, sampler, metric, _mean(x), _mean(y), shown))
             gains.append(_gain(x, y, metric, shown, alpha))
@@ -181,7 +181,9 @@ def _gain(x: dict[str, float], y: dict[str, float], metric: Metric, shown: Paire
     """The differences turned so that above zero is better, where the metric says what is."""
     if metric.direction in ("higher", "none"):
         return shown
-    return paired(goodness(y, metric.direction), goodness(x, metric.direction), alpha=alpha)
+    return paired(
+        goodness(y, metric.direction), goodness(x, metric.direction), alpha=alpha, resolution=metric.resolution
+    )
 
 
 def _verdict(metric: Metric, gain: Paired, pvalue: float, tests: int, alpha: float) -> tuple[str, str]:

@@ -69,11 +69,6 @@ class Interval:
     n: int
     method: str
 
-    @property
-    def half_width(self) -> float:
-        """Half the length of the interval, for ``mean ± half_width``."""
-        return (self.high - self.low) / 2
-
 
 def bootstrap_interval(
     values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
@@ -146,15 +141,23 @@ class Paired:
         return self.interval.n
 
 
-def paired(a: Scores, b: Scores, *, level: float = LEVEL, resamples: int = RESAMPLES, alpha: float = ALPHA) -> Paired:
+def paired(
+    a: Scores,
+    b: Scores,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    alpha: float = ALPHA,
+    resolution: float = 0.0,
+) -> Paired:
     """Paired comparison of two sets of scores on the images that both have.
 
-    Differences below a millionth of the values are rounding and count as ties.
+    Differences below the metric's `resolution`, or below a millionth of the values, are rounding and count as ties.
 
     Raises:
         InvdiffError: no image in common.
     """
-    d = differences(a, b)
+    d = differences(a, b, resolution)
     interval = bootstrap_interval(d, level=level, resamples=resamples)
     wins, losses = int((d > 0).sum()), int((d < 0).sum())
     ties = len(d) - wins - losses
@@ -169,7 +172,7 @@ def paired(a: Scores, b: Scores, *, level: float = LEVEL, resamples: int = RESAM
     )
 
 
-def differences(a: Scores, b: Scores) -> NDArray[np.float64]:
+def differences(a: Scores, b: Scores, resolution: float = 0.0) -> NDArray[np.float64]:
     """``a - b`` on the common images, in the order of `a`; rounding is set to zero, infinity less infinity is zero."""
     common = [image for image in a if image in b]
     if not common:
@@ -177,7 +180,8 @@ def differences(a: Scores, b: Scores) -> NDArray[np.float64]:
     x, y = np.array([a[i] for i in common], float), np.array([b[i] for i in common], float)
     with np.errstate(invalid="ignore"):
         d = np.where(x == y, 0.0, x - y)
-        return np.where(np.abs(d) <= _SAME * np.minimum(np.abs(x), np.abs(y)), 0.0, d)
+        least = np.maximum(resolution, _SAME * np.minimum(np.abs(x), np.abs(y)))
+        return np.where(np.abs(d) <= least, 0.0, d)
 
 
 def signed_rank_pvalue(d: ArrayLike) -> float:
@@ -232,7 +236,9 @@ def too_few(n: int, comparisons: int = 1, alpha: float = ALPHA) -> str:
 # ---- the best of several ----------------------------------------------------------------------------------------
 
 
-def significantly_best(scores: Mapping[str, Scores], direction: str, *, alpha: float = ALPHA) -> frozenset[str]:
+def significantly_best(
+    scores: Mapping[str, Scores], direction: str, *, alpha: float = ALPHA, resolution: float = 0.0
+) -> frozenset[str]:
     """The samplers that are significantly better than all others; mostly none or one.
 
     The sampler with the best mean is tested against every other one (Wilcoxon signed-rank, Holm over these tests); it
@@ -244,6 +250,7 @@ def significantly_best(scores: Mapping[str, Scores], direction: str, *, alpha: f
         scores: sampler -> image -> value.
         direction: ``"higher"`` or ``"lower"`` is better, or ``"one"``: the nearer to 1 the better.
         alpha: of the corrected tests.
+        resolution: of the metric; results closer than this are equal.
     """
     values = {name: goodness(s, direction) for name, s in scores.items() if s}
     every = set().union(*values.values()) if values else set()
@@ -251,10 +258,10 @@ def significantly_best(scores: Mapping[str, Scores], direction: str, *, alpha: f
     if not full:
         return frozenset()
     leader = max(full, key=full.__getitem__)
-    equals = {n for n in full if not differences(values[leader], values[n]).any()}
+    equals = {n for n in full if not differences(values[leader], values[n], resolution).any()}
     tests = []
     for name in values.keys() - equals:
-        d = differences(values[leader], values[name])
+        d = differences(values[leader], values[name], resolution)
         if not (np.mean(d) > 0 and _signed_rank_sum(d) > 0):
             return frozenset()
         tests.append(signed_rank_pvalue(d))
@@ -285,14 +292,21 @@ class Ranking:
     groups: tuple[tuple[str, ...], ...]
 
 
-def ranking(scores: Mapping[str, Scores], direction: str, *, alpha: float = ALPHA) -> Ranking | None:
+def ranking(
+    scores: Mapping[str, Scores], direction: str, *, alpha: float = ALPHA, resolution: float = 0.0
+) -> Ranking | None:
     """Rank the samplers on every image that all have, and average (Demšar, 2006); None where that is impossible."""
+
+    def rounded(value: float) -> float:
+        value = round(value / resolution) * resolution if resolution and math.isfinite(value) else value
+        return float(f"{value:.6g}")
+
     scores = {name: goodness(s, direction) for name, s in scores.items()}
     names = list(scores)
     common = [i for i in scores[names[0]] if all(i in scores[n] for n in names)] if names else []
     if len(names) < 2 or not common:
         return None
-    table = np.array([[-float(f"{scores[n][i]:.6g}") for n in names] for i in common])  # rounding ties
+    table = np.array([[-rounded(scores[n][i]) for n in names] for i in common])
     return rank_table(names, table, alpha=alpha)
 
 

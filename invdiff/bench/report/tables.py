@@ -7,13 +7,15 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from invdiff.bench.report import statistics
 from invdiff.bench.report.statistics import Interval, Ranking, average_over_seeds, bootstrap_interval
 from invdiff.bench.run.store import GroupRecord, Record, Run
+from invdiff.bench.suite.suite import EXACT
+from invdiff.markdown import markdown_table
 from invdiff.metrics import METRICS, Metric
 
 COSTS = ("nfe", "vjps", "forward_equivalents", "seconds", "peak_memory")
@@ -61,7 +63,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Table:
-    """The table of a task. `metrics` and `costs` are its columns."""
+    """The table of a task. `metrics` and `costs` are its columns, those with a number in some row; `left_out` says of the other
+    metrics why not: reason -> labels."""
 
     task: str
     operator: str
@@ -70,6 +73,7 @@ class Table:
     costs: tuple[Metric, ...]
     rows: tuple[Row, ...]
     published: tuple[Published, ...] = ()
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def row(self, sampler: str) -> Row:
         """The line of a sampler."""
@@ -105,6 +109,7 @@ class Summary:
         self.images = _unique(r.image for r in self.records)
         self.seeds = sorted({r.seed for r in self.records})
         self.failed = [r for r in self.records if not r.ok]
+        self.exact = {e.label for e in run.suite.samplers if e.name == EXACT}
         self._scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
 
     # ---- numbers ------------------------------------------------------------------------------------------------
@@ -112,7 +117,8 @@ class Summary:
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of the run, in the suite's order; those that could not be had included."""
-        wanted = list(self.run.suite.metrics)
+        suite = self.run.suite
+        wanted = [*suite.metrics, *(name for task in suite.tasks for name in suite.metrics_of(task))]
         seen = _unique(
             [*(m for r in self.records for m in r.metrics), *(g.metric for g in self.groups), *self.unavailable]
         )
@@ -129,7 +135,8 @@ class Summary:
         """Cells of the grid that were not run, or not yet."""
         suite = self.run.suite
         images = self.info.get("images") or self.images
-        return len(suite.tasks) * len(suite.samplers) * len(images) * len(suite.seeds) - len(self.records)
+        cells = sum(len(suite.images_of(task, images)) for task, _ in suite.pairs())
+        return cells * len(suite.seeds) - len(self.records)
 
     @cached_property
     def quality_metrics(self) -> tuple[Metric, ...]:
@@ -143,7 +150,7 @@ class Summary:
     @property
     def leading_metric(self) -> Metric | None:
         """The metric that sentences, ranks and worst cases use: the first one that says how near the truth is."""
-        of_truth = [m for m in self.quality_metrics if m.needs == "truth"]
+        of_truth = [m for m in self.quality_metrics if m.needs & {"reference", "posterior"}]
         return next(iter([*of_truth, *self.quality_metrics]), None)
 
     def scores(self, task: str, metric: str) -> dict[str, dict[str, float]]:
@@ -177,11 +184,11 @@ class Summary:
     def _table(self, task: str) -> Table:
         cells = [r for r in self.records if r.task == task]
         metrics = tuple(metric_of(m.name, cells[0].sigma_y) for m in self.metrics)
-        best = {
-            m.name: statistics.significantly_best(self.scores(task, m.name), m.direction)
-            for m in metrics
-            if m.direction != "none"
-        }
+        best = {}
+        for m in metrics:
+            scores = {s: v for s, v in self.scores(task, m.name).items() if s not in self.exact}
+            if m.direction != "none":
+                best[m.name] = statistics.significantly_best(scores, m.direction, resolution=m.resolution)
         rows = []
         for sampler in self.scores(task, "nfe"):
             mine = [r for r in cells if r.sampler == sampler]
@@ -196,14 +203,20 @@ class Summary:
                 )
             done = {r.image for r in mine if r.ok}
             rows.append(Row(sampler, entries, len(done), len(mine), sum(not r.ok for r in mine)))
+        left_out: dict[str, list[str]] = {}
+        wanted = {name for t in self.run.suite.tasks if t.name == task for name in self.run.suite.metrics_of(t)}
+        for m in metrics:
+            if all(row.entries[m.name].value is None for row in rows) and (m.name in wanted or not wanted):
+                left_out.setdefault(rows[0].entries[m.name].reason, []).append(m.label)
         return Table(
             task,
             next(iter(_unique(r.operator for r in cells)), ""),
             cells[0].sigma_y,
-            metrics,
+            tuple(m for m in metrics if any(row.entries[m.name].value is not None for row in rows)),
             self.costs,
             tuple(rows),
             tuple(self._published(task, rows)),
+            left_out,
         )
 
     def _published(self, task: str, rows: Sequence[Row]) -> list[Published]:
@@ -262,13 +275,12 @@ class Summary:
         None where fewer than two samplers or no image are common to all.
         """
         per_task = [self.scores(task, metric.name) for task in self.tasks]
-        names = [s for s in self.samplers if all(scores.get(s) for scores in per_task)]
+        names = [s for s in self.samplers if s not in self.exact and all(scores.get(s) for scores in per_task)]
         blocks: dict[str, list[dict[str, float]]] = {}
         for scores in per_task:
             for image in self.images:
-                row = statistics.ranking(
-                    {n: {image: scores[n][image]} for n in names if image in scores[n]}, metric.direction
-                )
+                here = {n: {image: scores[n][image]} for n in names if image in scores[n]}
+                row = statistics.ranking(here, metric.direction, resolution=metric.resolution)
                 if row is not None and len(row.ranks) == len(names):
                     blocks.setdefault(image, []).append(row.ranks)
         means = {n: {i: math.fsum(r[n] for r in rows) / len(rows) for i, rows in blocks.items()} for n in names}
@@ -313,7 +325,7 @@ class Summary:
         return text + (f", and {_count(len(self.failed), 'cell')} that failed." if self.failed else ", none failed.")
 
     def _undecided(self, table: Table, metric: Metric) -> str:
-        rows = [r for r in table.rows if r.entries[metric.name].value is not None]
+        rows = [r for r in table.rows if r.entries[metric.name].value is not None and r.sampler not in self.exact]
         if len(rows) == 0:
             return f"On {table.task}, {metric.label} has no number."
         if len(rows) == 1:
@@ -333,7 +345,7 @@ class Summary:
         """Where another metric marks another sampler than the leading one does."""
         said = []
         for metric in self.quality_metrics:
-            if metric.name == leading.name or metric.needs not in ("truth", "set"):
+            if metric.name == leading.name or not metric.needs & {"reference", "posterior"}:
                 continue
             others = []
             for table in self.tables:
@@ -455,18 +467,25 @@ def markdown(summary: Summary, title: str) -> str:
     for table in summary.tables:
         said += [f"## {table.task}", "", f"`{table.operator}`, noise {table.sigma_y:g}", ""]
         columns = (*table.metrics, *table.costs)
-        said.append("| sampler | " + " | ".join(heading(m) for m in columns) + " | images | failed |")
-        said.append("|---" * (len(columns) + 3) + "|")
-        for row in table.rows:
-            cells = [_marked(row.entries[m.name], m, "**{}**".format) for m in columns]
-            said.append(f"| {_md(row.sampler)} | {' | '.join(cells)} | {row.images} | {row.failed} |")
-        said += ["", *(f"- {NOT_AVAILABLE}: {', '.join(names)}. {why}" for why, names in reasons(table).items())]
+        rows = [
+            [row.sampler, *(_marked(row.entries[m.name], m, "**{}**".format) for m in columns), row.images, row.failed]
+            for row in table.rows
+        ]
+        said += [markdown_table(["sampler", *map(heading, columns), "images", "failed"], rows), ""]
+        said += [f"- {NOT_AVAILABLE}: {', '.join(names)}. {why}" for why, names in reasons(table).items()]
         if table.published and summary.run.suite.published is not None:
             said += ["", f"Published: {summary.run.suite.published.source}. {summary.run.suite.published.note}", ""]
-            said += ["| setting | method | metric | published | ours |", "|---|---|---|---|---|"]
-            for p in table.published:
-                ours = "" if p.ours is None else number(p.ours.mean, p.metric)
-                said.append(f"| {_md(p.setting)} | {_md(p.method)} | {heading(p.metric)} | {p.value:g} | {ours} |")
+            published = [
+                [
+                    p.setting,
+                    p.method,
+                    heading(p.metric),
+                    f"{p.value:g}",
+                    "" if p.ours is None else number(p.ours.mean, p.metric),
+                ]
+                for p in table.published
+            ]
+            said.append(markdown_table(["setting", "method", "metric", "published", "ours"], published))
         said.append("")
     said += [
         "Mean over images and 95 % bootstrap interval. Bold: significantly better than every other sampler "
@@ -516,7 +535,7 @@ def latex(summary: Summary) -> str:
 
 def reasons(table: Table) -> dict[str, list[str]]:
     """Why numbers are missing in some line of the table -> the labels of their metrics."""
-    found: dict[str, list[str]] = {}
+    found = {why: list(labels) for why, labels in table.left_out.items()}
     for row in table.rows:
         for m in table.metrics:
             if row.entries[m.name].value is None:
@@ -550,10 +569,6 @@ def _marked(entry: Entry, metric: Metric, bold: Callable[[str], str]) -> str:
     return (bold(mean) if entry.best else mean) + (f" [{limits}]" if limits else "")
 
 
-def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 # ---- the rest ---------------------------------------------------------------------------------------------------
 
 
@@ -567,8 +582,10 @@ def metric_of(name: str, sigma_y: float = 0.0) -> Metric:
     One that isn't registered (any more) has no direction. Neither has the misfit of a noisy measurement, where less than
     the noise means that the noise was restored too.
     """
-    metric = METRICS.get(name) if name in METRICS else Metric(name, name, "none", "", "truth", "not registered here")
-    return replace(metric, direction="none") if metric.needs == "measurement" and sigma_y > 0 else metric
+    metric = (
+        METRICS.get(name) if name in METRICS else Metric(name, name, "none", "", {"reference"}, "not registered here")
+    )
+    return replace(metric, direction="none") if "measurement" in metric.needs and sigma_y > 0 else metric
 
 
 def goodness_of(value: float, metric: Metric) -> float:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from invdiff.bench.run.worker import Batch, Outcome, Worker, WorkerSpec, failed
-from invdiff.errors import InvdiffError, near_match
+from invdiff.checks import one_of
+from invdiff.errors import InvdiffError
 
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 3  # workers that a batch may lose before its cells are recorded as failed
@@ -69,9 +70,7 @@ def outcomes(
     Raises:
         InvdiffError: unknown executor, or Ray is not installed or has no room.
     """
-    if executor not in EXECUTORS:
-        hint = near_match(executor, EXECUTORS)
-        raise InvdiffError(f"unknown executor {executor!r}; one of {', '.join(EXECUTORS)}.{hint}")
+    one_of("executor", executor, EXECUTORS)
     if executor == "local":
         return _local(worker or spec.build(), batches)
     return _on_ray(spec, batches, workers, address, gpus_per_worker)
@@ -110,7 +109,7 @@ def _on_ray(
     try:
         gpus = gpus_per_worker
         if gpus is None:
-            gpus = 1.0 if isinstance(spec.backbone, str) and ray.cluster_resources().get("GPU", 0) else 0.0
+            gpus = 1.0 if spec.backbone is None and ray.cluster_resources().get("GPU", 0) else 0.0
         room = _room(ray.cluster_resources(), gpus)
         count = max(1, min(room if workers is None else workers, len(batches)))
         if spec.threads is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -18,6 +18,7 @@ from invdiff.bench.suite.suite import PRIOR, Suite
 from invdiff.errors import InvdiffError
 from invdiff.files import slug
 from invdiff.images import from_pil, open_image, to_pil
+from invdiff.noise import positive_seed_of
 from invdiff.solve import sample
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -31,6 +32,8 @@ def image_names(suite: Suite) -> list[str]:
     Raises:
         InvdiffError: the folder or zip does not exist, or holds no pictures or too few.
     """
+    if not suite.uses_images:
+        return []
     if suite.images == PRIOR:
         return [f"prior-{i:03d}" for i in range(suite.n_images)]
     return list(_chosen(suite))
@@ -51,13 +54,13 @@ def prepare_images(run: Run, suite: Suite, names: Sequence[str], backbone: Backb
         seed = drawing_seed(suite.image_seed)
         drawn = sample(backbone, len(names), steps=suite.image_steps, seed=seed, progress=False).x
         for name, x in zip(names, drawn, strict=True):
-            run.save_image(truth_file(name), to_pil(x))
+            run.save(truth_file(name), to_pil(x))
         return
     channels, height, width = backbone.image_shape
     readers = _chosen(suite)
     for name in missing:
         image = ImageOps.exif_transpose(readers[name]()).convert("RGB" if channels == 3 else "L")
-        run.save_image(truth_file(name), fitted(image, (height, width)))
+        run.save(truth_file(name), fitted(image, (height, width)))
 
 
 def drawing_seed(image_seed: int) -> int:
@@ -65,12 +68,20 @@ def drawing_seed(image_seed: int) -> int:
 
     A restoration that started from the very noise of its truth would retrace it, whatever the measurement says.
     """
-    digest = hashlib.blake2b(f"invdiff/true images/{image_seed}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return positive_seed_of("invdiff/true images", image_seed)
+
+
+def drawn_from_prior(backbone: Any, n: int, image_seed: int) -> Tensor:
+    """x of a task that measures a known prior, (n, C, H, W), exact draws in the prior's own range; the first ones do not depend
+    on n."""
+    seeds = [positive_seed_of("invdiff/draws of the prior", backbone.name, image_seed, i) for i in range(n)]
+    return torch.cat([backbone.prior_sample(1, seed=seed) for seed in seeds])
 
 
 def read_truths(run: Run, names: Sequence[str]) -> Tensor:
-    """The true images, (N, C, H, W) float32 in [0, 1], as the run folder holds them."""
+    """The true images, (N, C, H, W) float32 in [0, 1], as the run folder holds them; (0,) where the suite uses none."""
+    if not names:
+        return torch.empty(0)
     return torch.stack([from_pil(picture(run, truth_file(name))) for name in names])
 
 

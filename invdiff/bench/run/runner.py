@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,25 +21,18 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
+from invdiff.bench.run.backbones import Backbones
 from invdiff.bench.run.executors import EXECUTORS, outcomes, parse_shard, shard_of
 from invdiff.bench.run.images import image_names, picture, prepare_images, read_truths
-from invdiff.bench.run.store import GroupRecord, Record, Run, measured_file, truth_file
-from invdiff.bench.run.worker import (
-    Batch,
-    Cell,
-    Outcome,
-    Worker,
-    WorkerSpec,
-    as_picture,
-    fingerprint,
-    place_backbone,
-)
-from invdiff.bench.suite.suite import PRIOR, Suite, load_suite
-from invdiff.errors import InvdiffError, near_match
+from invdiff.bench.run.store import GroupRecord, Record, Run, truth_file
+from invdiff.bench.run.worker import NUMBERS_AT_ONCE, Batch, Cell, Outcome, Worker, WorkerSpec
+from invdiff.bench.suite.suite import EXACT, PRIOR, Suite, load_suite
+from invdiff.checks import one_of
+from invdiff.errors import InvdiffError
 from invdiff.images import from_pil
 from invdiff.metrics import Metric, Unavailable, forward_equivalents, get_metric
+from invdiff.samplers.base import sampler_class
 
-_NUMBERS_PER_BATCH = 2**19  # as in `solve`: 42 images of 64x64, 2 of 256x256
 _PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "scipy", "scikit-image", "lpips", "torch-fidelity", "ray")
 
 
@@ -126,28 +119,28 @@ def run_suite(
             executor; images that cannot be read.
     """
     part = parse_shard(shard)
-    if executor not in EXECUTORS:
-        raise InvdiffError(
-            f"unknown executor {executor!r}; one of {', '.join(EXECUTORS)}.{near_match(executor, EXECUTORS)}"
-        )
+    one_of("executor", executor, EXECUTORS)
     if backbone is not None:
         suite = replace(suite, backbone=backbone.name)
     run = _opened(suite, out, resume)
     names = image_names(suite)
-    model = place_backbone(suite.backbone if backbone is None else backbone, device, precision, suite.backbone_options)
-    run = _begun(run, suite, out, names, model, part)
-    prepare_images(run, suite, names, model)
+    backbones = Backbones(suite, backbone, device, precision)
+    check_runs(suite, backbones)
+    run = _begun(run, suite, out, names, backbones, part)
+    if suite.uses_images:
+        prepare_images(run, suite, names, backbones.of())
     truths = read_truths(run, names)
 
     done = run.finished_cells()
     if retry_failed:
         done -= {record.cell for record in run.records() if not record.ok}
-    batches = shard_of(plan(suite, names, model.image_shape), part)
+    batches = shard_of(plan(suite, names, backbones), part)
     todo = [batch for batch in batches if not done.issuperset(batch.keys)]
-    source = suite.backbone if backbone is None else backbone
-    spec = WorkerSpec(suite, source, truths.numpy(), device, precision)
-    worker = Worker(suite, model, truths) if executor == "local" else None
-    with _display(suite, model, batches, todo, progress) as shown:
+    used = {name for task in suite.tasks for name in suite.metrics_of(task)}
+    metrics = tuple(get_metric(name) for name in sorted(used))
+    spec = WorkerSpec(suite, backbone, truths.numpy(), device, precision, metrics=metrics)
+    worker = Worker(suite, backbones, truths) if executor == "local" else None
+    with _display(suite, backbones, batches, todo, progress) as shown:
         results = outcomes(
             executor,
             spec,
@@ -158,14 +151,60 @@ def run_suite(
             gpus_per_worker=gpus_per_worker,
         )
         for outcome in results if todo else ():
-            for file, pixels in outcome.pictures.items():
-                run.save_image(file, as_picture(pixels))
+            for file, content in outcome.files.items():
+                run.save(file, content)
             run.write(outcome.records, outcome.unavailable)
             shown(outcome)
             if on_batch is not None:
                 on_batch(outcome)
     finish(run)
     return run
+
+
+def failures(run: Run) -> str:
+    """What to say of a run's failed cells, in a line; empty where there are none."""
+    failed = [record for record in run.records() if not record.ok]
+    if not failed:
+        return ""
+    (error, n), *others = Counter(str(record.error) for record in failed).most_common()
+    more = f", and {len(others)} other errors" if others else ""
+    return f"{len(failed)} of {len(run.records())} cells failed ({n} with: {error}{more}); --resume --retry-failed tries again"
+
+
+def check_runs(suite: Suite, backbones: Backbones) -> None:
+    """Refuse what can be known to fail, before the first cell: a mask of another size, a path that doesn't fit the number of
+    steps, more steps than the schedule has, a posterior that is not known.
+
+    Raises:
+        InvdiffError: with the task and the sampler.
+    """
+    for task in suite.tasks:
+        try:
+            model = backbones.of(task)
+            prior = getattr(model, "prior", model)
+            if suite.measurements_of(task) and not hasattr(prior, "prior_sample"):
+                raise InvdiffError(
+                    f"measurements must be 0 with backbone {model.name!r}, whose prior is not known, got "
+                    f"{suite.measurements_of(task)}"
+                )
+            if suite.measurements_of(task) and suite.value_range != (-1.0, 1.0):
+                raise InvdiffError(
+                    f"value_range must be [-1, 1], that of the prior, where measurements > 0; got {list(suite.value_range)}"
+                )
+            operator = task.build(model.image_shape, [0])
+            operator(torch.zeros(1, *model.image_shape))
+        except Exception as error:
+            raise InvdiffError(f"task {task.name!r} cannot be run: {error}") from None
+        for entry in suite.samplers:
+            if not entry.runs_on(task):
+                continue
+            try:
+                if entry.name != EXACT:
+                    entry.cost(task, model.image_shape, model.schedule)
+                elif not hasattr(prior, "posterior") or not suite.measurements_of(task):
+                    raise InvdiffError(f"{EXACT!r} needs measurements of a prior whose posterior is known")
+            except InvdiffError as error:
+                raise InvdiffError(f"sampler {entry.label!r} cannot be run on task {task.name!r}: {error}") from None
 
 
 def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Run:
@@ -192,8 +231,8 @@ def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Run:
             raise InvdiffError(
                 f"{run.folder} is not of the same suite as {first.folder}: {', '.join(different)} differ"
             )
-        for key, what in (("backbone", "backbone"), ("images", "list of images")):
-            mine, other = (_without_place(r[key]) for r in (info, run.info))
+        for key, what in (("backbone", "backbone"), ("backbones", "backbone"), ("images", "list of images")):
+            mine, other = (_without_place(r.get(key)) for r in (info, run.info))
             if mine != other:
                 raise InvdiffError(f"{run.folder} has another {what} than {first.folder}: {other}, not {mine}")
         for name in names:
@@ -209,15 +248,13 @@ def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Run:
             other = records.setdefault(record.cell, record)
             if _comparable(other) != _comparable(record):
                 raise InvdiffError(f"two of the runs hold different results for the cell {record.cell!r}")
-    total = len(suite.tasks) * len(suite.samplers) * len(names) * len(suite.seeds)
+    total = sum(len(suite.images_of(task, names)) for task, _ in suite.pairs()) * len(suite.seeds)
     sessions = [session for run in runs for session in run.info.get("sessions", [])]
     merged = Run.create(
         out, suite, {**info, "shard": None, "sessions": sessions, "missing": total - len(records), "merged": len(runs)}
     )
     for run in runs:
-        files = [truth_file(n) for n in names] + [measured_file(t.name, n) for t in suite.tasks for n in names]
-        files += [record.file for record in run.records() if record.file]
-        for file in files:
+        for file in run.files():
             target = merged.folder / file
             if (run.folder / file).is_file() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -231,34 +268,33 @@ def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Run:
 # ---- the grid ----------------------------------------------------------------------------------------------------
 
 
-def plan(suite: Suite, names: Sequence[str], image_shape: Sequence[int]) -> list[Batch]:
+def plan(suite: Suite, names: Sequence[str], backbones: Backbones) -> list[Batch]:
     """Every cell of the grid, in batches: by task, sampler, image, seed. Depends on its arguments only.
 
     Args:
         suite: the grid.
-        names: of the images.
-        image_shape: (C, H, W), from which the batch size follows where the suite gives none.
+        names: of the suite's images.
+        backbones: whose size of image sets the batch size where the suite gives none.
     """
-    size = suite.batch_size or max(1, _NUMBERS_PER_BATCH // torch.Size(image_shape).numel())
-    cells = [Cell(number, name, seed) for number, name in enumerate(names) for seed in suite.seeds]
-    groups = [tuple(cells[i : i + size]) for i in range(0, len(cells), size)]
-    grid = [(task.name, entry.label, group) for task in suite.tasks for entry in suite.samplers for group in groups]
+    grid: list[tuple[str, str, tuple[Cell, ...]]] = []
+    for task, entry in suite.pairs():
+        images = suite.images_of(task, names)
+        cells = [Cell(number, name, seed) for number, name in enumerate(images) for seed in suite.seeds]
+        numbers = torch.Size(backbones.of(task).image_shape).numel() * suite.n_samples_of(task)
+        size = suite.batch_size or max(1, NUMBERS_AT_ONCE // numbers)
+        grid += [(task.name, entry.label, tuple(cells[i : i + size])) for i in range(0, len(cells), size)]
     return [Batch(number, *row) for number, row in enumerate(grid)]
 
 
-def cost(suite: Suite, backbone: Backbone) -> dict[tuple[str, str], tuple[int, float]]:
-    """Network calls and forward equivalents per image of every (task, sampler label), known before a run.
-
-    A pair whose path doesn't fit its number of steps (it will fail) costs nothing.
-    """
-    found = {}
-    for task in suite.tasks:
-        for entry in suite.samplers:
-            calls, equivalents = 0, 0.0
-            with suppress(InvdiffError):
-                price = entry.cost(task, backbone.image_shape, backbone.schedule)
-                calls, equivalents = price.calls, forward_equivalents(price.calls, price.vjps)
-            found[task.name, entry.label] = (calls, equivalents)
+def cost(suite: Suite, backbones: Backbones) -> dict[tuple[str, str], tuple[int, float]]:
+    """Network calls and forward equivalents per image of every (task, sampler label), known before a run."""
+    found: dict[tuple[str, str], tuple[int, float]] = {}
+    for task, entry in suite.pairs():
+        found[task.name, entry.label] = (0, 0.0)
+        if entry.name != EXACT:
+            model = backbones.of(task)
+            price = entry.cost(task, model.image_shape, model.schedule)
+            found[task.name, entry.label] = (price.calls, forward_equivalents(price.calls, price.vjps))
     return found
 
 
@@ -267,14 +303,13 @@ def cost(suite: Suite, backbone: Backbone) -> dict[tuple[str, str], tuple[int, f
 
 def _opened(suite: Suite, out: str | Path, resume: bool) -> Run | None:
     """The run that is in `out`, if it may be gone on with."""
-    try:
-        run = Run.open(out)
-    except InvdiffError:
+    if not Run.exists(out):
         return None
     if not resume:
         raise InvdiffError(
             f"{str(out)!r} holds a run already. Go on with it (--resume, resume=True), take another folder, or delete it"
         )
+    run = Run.open(out)
     if different := run.suite.differences(suite):
         raise InvdiffError(
             f"{str(out)!r} holds a run of another suite: {', '.join(different)} differ. Resume with the suite it was "
@@ -284,17 +319,12 @@ def _opened(suite: Suite, out: str | Path, resume: bool) -> Run | None:
 
 
 def _begun(
-    run: Run | None, suite: Suite, out: str | Path, names: list[str], model: Backbone, part: tuple[int, int] | None
+    run: Run | None, suite: Suite, out: str | Path, names: list[str], backbones: Backbones, part: tuple[int, int] | None
 ) -> Run:
     """A new run, or the old one with this start noted."""
     session = session_details()
-    described = {
-        "name": model.name,
-        "sha256": fingerprint(model),
-        "image_shape": list(model.image_shape),
-        "precision": getattr(model, "precision", str(model.dtype).removeprefix("torch.")),
-        "device": str(model.device),
-    }
+    own = {task.name: backbones.described(task) for task in suite.tasks if task.backbone is not None}
+    described = backbones.described(None if suite.uses_images or not own else suite.tasks[0])
     if run is None:
         from invdiff import __version__
 
@@ -302,6 +332,7 @@ def _begun(
             "invdiff": __version__,
             "suite": suite.name,
             "backbone": described,
+            "backbones": own,
             "images": names,
             "images_from_prior": suite.images == PRIOR,
             "seeds": list(suite.seeds),
@@ -311,12 +342,13 @@ def _begun(
         }
         return Run.create(out, suite, info)
     info = run.info
-    for key, what in (("sha256", "weights"), ("image_shape", "image size"), ("precision", "precision")):
-        if info["backbone"][key] != described[key]:
-            raise InvdiffError(
-                f"{run.folder} was started with a backbone of other {what} ({info['backbone'][key]}, now "
-                f"{described[key]}); results of the two don't belong in one table. Take another folder"
-            )
+    for before, after in [(info["backbone"], described), *((info["backbones"].get(k, v), v) for k, v in own.items())]:
+        for key, what in (("sha256", "weights"), ("image_shape", "image size"), ("precision", "precision")):
+            if before[key] != after[key]:
+                raise InvdiffError(
+                    f"{run.folder} was started with a backbone of other {what} ({before[key]}, now {after[key]}); "
+                    "results of the two don't belong in one table. Take another folder"
+                )
     if info["images"] != names:
         raise InvdiffError(f"the images in {suite.images!r} are not those that {run.folder} was started with")
     run.clear_temporary()
@@ -327,44 +359,54 @@ def _begun(
 def finish(run: Run) -> None:
     """Compute the metrics over seeds and over sets, and note the end in ``run.json``. Reads the pictures of the run."""
     suite, names = run.suite, run.info["images"]
-    metrics = [m for m in map(get_metric, suite.metrics) if m.needs in ("samples", "set")]
-    reasons = {m.name: m.reason() for m in metrics}
     groups: list[GroupRecord] = []
-    if metrics:
-        cells: dict[tuple[str, str], list[Record]] = defaultdict(list)
-        for record in run.records():
-            if record.ok:
-                cells[record.task, record.sampler].append(record)
-        for (task, sampler), records in cells.items():
-            restored = [from_pil(picture(run, str(record.file))) for record in records]
-            for metric in metrics:
-                chosen = [""] if metric.needs == "set" else list(dict.fromkeys(record.image for record in records))
-                for image in chosen:
-                    own = [x for x, record in zip(restored, records, strict=True) if image in ("", record.image)]
-                    true = _truth(run, names if image == "" else [image])
-                    value, reason = _group(metric, reasons[metric.name], own, true)
-                    groups.append(GroupRecord(task, sampler, image, metric.name, value, reason))
+    cells: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in run.records():
+        if record.ok:
+            cells[record.task, record.sampler].append(record)
+    for (task, sampler), records in cells.items():
+        about = ("samples", "set", "records") if suite.n_samples_of(suite.task(task)) == 1 else ("set", "records")
+        metrics = [m for m in map(get_metric, suite.metrics_of(suite.task(task))) if m.scope in about]
+        pictures = any(m.scope != "records" for m in metrics) and all(record.file for record in records)
+        restored = [from_pil(picture(run, str(record.file))) for record in records] if pictures else []
+        for metric in metrics:
+            if metric.scope == "records":
+                groups.append(GroupRecord(task, sampler, "", metric.name, *_value(metric, records)))
+                continue
+            chosen = [""] if metric.scope == "set" else list(dict.fromkeys(record.image for record in records))
+            for image in chosen:
+                own = [x for x, record in zip(restored, records, strict=False) if image in ("", record.image)]
+                true = (
+                    [from_pil(picture(run, truth_file(name))) for name in (names if image == "" else [image])]
+                    if own
+                    else []
+                )
+                value, reason = _group(metric, own, true)
+                groups.append(GroupRecord(task, sampler, image, metric.name, value, reason))
     run.write_groups(groups)
     run.write([], {g.metric: g.reason for g in groups if g.reason})
     info = run.info
     run.write_info({**info, "finished": now()})
 
 
-def _truth(run: Run, names: Sequence[str]) -> list[Tensor]:
-    return [from_pil(picture(run, truth_file(name))) for name in names]
-
-
-def _group(
-    metric: Metric, reason: str | None, restored: list[Tensor], truths: list[Tensor]
-) -> tuple[float | None, str | None]:
+def _group(metric: Metric, restored: list[Tensor], truths: list[Tensor]) -> tuple[float | None, str | None]:
     """The metric of several restorations, or why it isn't to be had."""
-    if reason is None and len({x.shape for x in (*restored, *truths)}) > 1:
-        reason = "needs pictures of one size"
+    if not restored:
+        return None, "needs pictures"
+    if "posterior" in metric.needs:
+        return None, "needs n_samples > 1"
+    if len({x.shape for x in (*restored, *truths)}) > 1:
+        return None, "needs pictures of one size"
+    truth = truths[0] if metric.scope == "samples" else torch.stack(truths)
+    return _value(metric, torch.stack(restored), *([truth] if "reference" in metric.needs else []))
+
+
+def _value(metric: Metric, *given: Any) -> tuple[float | None, str | None]:
+    reason = metric.reason()
     if reason is None:
         assert metric.function is not None
-        truth = truths[0] if metric.needs == "samples" else torch.stack(truths)
         try:
-            return float(metric.function(torch.stack(restored), truth)), None
+            return float(metric.function(*given)), None
         except (Unavailable, ValueError, RuntimeError) as error:
             reason = str(error)
     return None, reason
@@ -376,7 +418,7 @@ def _comparable(record: Record) -> Record:
 
 
 def _without_place(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k != "device"} if isinstance(value, dict) else value
+    return {k: _without_place(v) for k, v in value.items() if k != "device"} if isinstance(value, dict) else value
 
 
 def now() -> str:
@@ -416,16 +458,16 @@ def _processor() -> str:
 
 @contextmanager
 def _display(
-    suite: Suite, model: Backbone, batches: Sequence[Batch], todo: Sequence[Batch], show: bool | None
+    suite: Suite, backbones: Backbones, batches: Sequence[Batch], todo: Sequence[Batch], show: bool | None
 ) -> Iterator[Callable[[Outcome], None]]:
-    """Cells done, time left (by the known cost of what is left), and the best sampler of the task so far."""
+    """Cells done, time left (by the known cost of what is left), and the best PSNR of the task so far."""
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda outcome: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    prices = cost(suite, model)
+    prices = cost(suite, backbones)
     left = sum(prices[b.task, b.sampler][1] * len(b.cells) for b in todo)
     spent, began, problems = 0.0, time.perf_counter(), 0
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

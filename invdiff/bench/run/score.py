@@ -50,8 +50,8 @@ def score_folders(
     """
     chosen = [get_metric(name) for name in metrics]
     for metric in chosen:
-        if metric.needs not in ("truth", "set"):
-            able = ", ".join(n for n, m in METRICS.items() if m.needs in ("truth", "set"))
+        if not metric.needs <= {"reference", "set"}:
+            able = ", ".join(n for n, m in METRICS.items() if m.needs <= {"reference", "set"})
             raise InvdiffError(f"metric {metric.name!r} needs more than pictures; these can be had: {able}")
     truths = pictures_in(truth)
     methods = _methods(restored)
@@ -90,10 +90,10 @@ def score_folders(
     }
     run = Run.create(out, suite, info)
     for name in names:
-        run.save_image(truth_file(name), truths[name]())
+        run.save(truth_file(name), truths[name]())
         if name in seen:
-            run.save_image(measured_file(task, name), seen[name]())
-    reasons = {m.name: reason for m in chosen if m.needs == "truth" and (reason := m.reason()) is not None}
+            run.save(measured_file(task, name), seen[name]())
+    reasons = {m.name: reason for m in chosen if m.scope == "image" and (reason := m.reason()) is not None}
     for entry in entries:
         pictures = methods[entry.label]
         records = [_scored(run, suite, entry, name, pictures[name], reasons) for name in names if name in pictures]
@@ -118,11 +118,11 @@ def _scored(run: Run, suite: Suite, entry: SamplerEntry, name: str, reader: Read
     except InvdiffError as error:
         return Record(**{**vars(blank), "status": "failed", "error": str(error)})
     file = restored_file(task, entry.label, name, 0)
-    run.save_image(file, image)
+    run.save(file, image)
     x, true = from_pil(image)[None], from_pil(truth)[None]
     values: dict[str, float | None] = {}
     for metric in map(get_metric, suite.metrics):
-        if metric.needs != "truth":
+        if metric.scope != "image":
             continue
         values[metric.name] = None
         if metric.name not in reasons:

@@ -1,4 +1,4 @@
-"""A suite: what is compared on what. Written as a TOML file, read with the line of every mistake.
+"""A suite: what is compared on what. Written as a TOML file, in which every mistake is named by its key (`tasks[2].operator`).
 
 backbone = "cats64"
 images = "prior"            # drawn from the backbone itself; or a folder or zip of pictures
@@ -15,45 +15,40 @@ sigma_y = 0.0               # images in [0, 1]
 [[samplers]]
 name = "repaint"            # the rest are options of the sampler, as for `solve`
 label = "RePaint"
-steps = 50
+steps = 50                  # or several entries at once: grid = { steps = [25, 100, 1000] }
+
+Where the backbone's posterior is known (`invdiff.priors`), a suite can compare samples with it: `measurements` draws of the prior
+are measured, each is restored `n_samples` times, and metrics that need the posterior are computed. Such a task mostly names its
+own `backbone`; the sampler "exact" then draws from the posterior itself: the Monte-Carlo floor.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
-import json
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from invdiff.checks import whole
+from invdiff.checks import one_of, whole
 from invdiff.errors import InvdiffError, near_match
-from invdiff.files import slug
 from invdiff.metrics import metric_names
 from invdiff.operators.base import LinearOperator
-from invdiff.operators.registry import get_operator, make_operator, operator_names
+from invdiff.operators.registry import get_operator, make_operator
 from invdiff.problem import Problem
-from invdiff.samplers.base import Cost, Sampler, sampler_class, sampler_names
-from invdiff.samplers.paths import PATHS, make_path
+from invdiff.samplers.base import Cost, Sampler, sampler_names
+from invdiff.samplers.paths import make_path
 from invdiff.solve import resolve_sampler
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 PRIOR = "prior"
+EXACT = "exact"
+"""The entry that draws from the exact posterior instead of running a sampler."""
 SUITES = Path(__file__).parent / "suites"
 
-_REPRESENTATIVE = (3, 64, 64)  # the size of image that a task is tried on when a suite is read
 
 
 # ---- the parts of a suite ----------------------------------------------------------------------------------------
@@ -69,6 +64,10 @@ class Task:
         options: of the operator, as `make_operator` takes them: ``mask``, ``kernel``, ``scale``, ...
         sigma_y: standard deviation of the noise, images in [0, 1].
         per_image: draw another mask for every image: its seed is the option ``seed`` + the number of the image.
+        part: of the suite, for reports and for the patterns of `SamplerEntry.tasks`.
+        backbone, backbone_options, n_samples, measurements, metrics: instead of the suite's.
+        settings: options of single samplers on this task, by label or name: ``{ repaint = { steps = 100 } }``.
+        picture: two coordinates of x to draw the samples in, or none.
     """
 
     name: str
@@ -76,6 +75,14 @@ class Task:
     options: dict[str, Any] = field(default_factory=dict)
     sigma_y: float = 0.0
     per_image: bool = False
+    part: str = ""
+    backbone: str | None = None
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    n_samples: int | None = None
+    measurements: int | None = None
+    metrics: tuple[str, ...] | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    picture: tuple[int, ...] = ()
 
     def build(self, image_shape: Sequence[int], images: Sequence[int] = (0,)) -> LinearOperator:
         """The operator for images of (C, H, W).
@@ -95,11 +102,11 @@ class Task:
 
     def reads_files(self) -> bool:
         """Whether an option is a picture's path, so that the operator is for images of that picture's size only."""
-        return any(_is_picture(self.options.get(name)) for name in get_operator(self.operator).framed)
+        return any(is_picture(self.options.get(name)) for name in get_operator(self.operator).framed)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the suite's file."""
-        extra = {"per_image": True} if self.per_image else {}
+        extra = {key: getattr(self, key) for key in TASK_KEYS[3:] if getattr(self, key) != _DEFAULTS[key]}
         return {"name": self.name, "operator": self.operator, **self.options, "sigma_y": self.sigma_y, **extra}
 
 
@@ -111,11 +118,21 @@ class SamplerEntry:
         label: what the report calls it; unique in the suite.
         name: a name of `sampler_names`.
         options: as `solve` takes them: fields of the sampler, ``path`` and its options.
+        tasks: patterns of the names or parts of the tasks that it runs on, such as ``"steps*"``; all where there is none.
     """
 
     label: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+
+    def runs_on(self, task: Task) -> bool:
+        """Whether the suite has cells of it on `task`."""
+        return not self.tasks or any(fnmatchcase(name, p) for p in self.tasks for name in (task.name, task.part))
+
+    def on(self, task: Task) -> dict[str, Any]:
+        """Its options on `task`."""
+        return {**self.options, **task.settings.get(self.name, {}), **task.settings.get(self.label, {})}
 
     def resolve(self, task: Task, image_shape: Sequence[int]) -> tuple[Sampler, Any, dict[str, Any]]:
         """The sampler object for a task, tuned settings included, its path and the path's options.
@@ -124,7 +141,7 @@ class SamplerEntry:
             InvdiffError: unknown sampler or option, or a value out of its range.
         """
         empty = torch.empty(0)
-        options = dict(self.options)
+        options = self.on(task)
         path = options.pop("path", None)
         problem = Problem(task.build(image_shape), empty, empty, task.sigma_y, tuple(image_shape))
         sampler, path_options = resolve_sampler(self.name, problem, path, None, options)
@@ -146,7 +163,8 @@ class SamplerEntry:
 
     def to_dict(self) -> dict[str, Any]:
         """As in the suite's file."""
-        return {"label": self.label, "name": self.name, **self.options}
+        tasks = {"tasks": list(self.tasks)} if self.tasks else {}
+        return {"label": self.label, "name": self.name, **self.options, **tasks}
 
 
 @dataclass(frozen=True)
@@ -205,6 +223,10 @@ class Suite:
         image_seed, image_steps: of the draws, where `images` is ``"prior"``.
         seeds: of the restorations; seed s of a cell is ``solve(seed=s)``.
         metrics: names of `metric_names`; what a run costs is recorded in any case.
+        n_samples: restorations of every cell. Metrics of single restorations are averaged over them.
+        measurements: draws of the prior that are measured, where its posterior is known: instead of `n_images` pictures
+            these are x as they are drawn, not rounded to 8 bits.
+        value_range: black and white of the images that samplers see; `sigma_y` is in this unit.
         batch_size: restorations run at once; 0 for as many as fit into modest memory. Part of the suite, for a network
             in reduced precision rounds differently in another batch.
         published: numbers from a paper.
@@ -222,8 +244,16 @@ class Suite:
     image_steps: int = 100
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "misfit")
+    n_samples: int = 1
+    measurements: int = 0
+    value_range: tuple[float, float] = (0.0, 1.0)
     batch_size: int = 0
     published: Published | None = None
+
+    def __post_init__(self) -> None:
+        parts = Path(self.name).parts
+        if not parts or ".." in parts or Path(self.name).is_absolute():
+            raise InvdiffError(f"name must be that of a folder below runs/, such as 'mine', got {self.name!r}")
 
     # ---- read and written ----------------------------------------------------------------------------------------
 
@@ -237,17 +267,20 @@ class Suite:
             check: look names and options up, and try every operator; False to read an old run.
 
         Raises:
-            InvdiffError: with the line of the mistake.
+            InvdiffError: with the key of the mistake, such as ``samplers[1].steps``.
         """
-        try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InvdiffError(f"{source} is no TOML: {error}") from None
-        return _Reader(data, source, _lines(text), check).suite()
+        from invdiff.bench.suite.reading import read
+
+        return read(text, source, check)
 
     def to_toml(self) -> str:
         """The suite as TOML; `from_toml` gives it back."""
-        return _toml(self.to_dict())
+        import tomli_w
+
+        try:
+            return tomli_w.dumps(self.to_dict())
+        except TypeError as error:
+            raise InvdiffError(f"the suite cannot be written as TOML: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """As in the suite's file, everything spelled out."""
@@ -262,6 +295,9 @@ class Suite:
             "image_steps": self.image_steps,
             "seeds": list(self.seeds),
             "metrics": list(self.metrics),
+            "n_samples": self.n_samples,
+            "measurements": self.measurements,
+            "value_range": list(self.value_range),
             "batch_size": self.batch_size,
             "tasks": [task.to_dict() for task in self.tasks],
             "samplers": [entry.to_dict() for entry in self.samplers],
@@ -272,6 +308,39 @@ class Suite:
         """Names of what differs between two suites and matters for the numbers."""
         a, b = self.to_dict(), other.to_dict()
         return [key for key in a if key not in ("name", "description", "published") and a[key] != b[key]]
+
+    # ---- what belongs to a task ----------------------------------------------------------------------------------
+
+    def backbone_of(self, task: Task) -> tuple[str, dict[str, Any]]:
+        """Name or path of the task's backbone, and the options of its loader."""
+        return (
+            (self.backbone, self.backbone_options) if task.backbone is None else (task.backbone, task.backbone_options)
+        )
+
+    def n_samples_of(self, task: Task) -> int:
+        """Restorations of every cell of the task."""
+        return self.n_samples if task.n_samples is None else task.n_samples
+
+    def measurements_of(self, task: Task) -> int:
+        """Draws of the prior that the task measures; 0 where it uses the suite's images."""
+        return self.measurements if task.measurements is None else task.measurements
+
+    def metrics_of(self, task: Task) -> tuple[str, ...]:
+        """Names of the task's metrics."""
+        return self.metrics if task.metrics is None else task.metrics
+
+    def images_of(self, task: Task, names: Sequence[str]) -> list[str]:
+        """Names of what the task restores: the suite's images, `names`, or ``x-000``, ... for draws of a known prior."""
+        return [f"x-{i:03d}" for i in range(n)] if (n := self.measurements_of(task)) else list(names)
+
+    def pairs(self) -> list[tuple[Task, SamplerEntry]]:
+        """Every task with every sampler that runs on it, in the order of the file."""
+        return [(task, entry) for task in self.tasks for entry in self.samplers if entry.runs_on(task)]
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether any task restores the suite's images."""
+        return any(not self.measurements_of(task) for task in self.tasks)
 
     # ---- changed and looked up -----------------------------------------------------------------------------------
 
@@ -291,7 +360,8 @@ class Suite:
             samplers: labels or names, a list or separated by commas. Those that the suite has are taken with its
                 settings (a name takes all entries of that sampler), others with their defaults.
             images: ``"prior"``, a folder, a zip or a picture; n_images is then all, unless given.
-            backbone: name or path. The suite's options for its own are kept for a file of the same kind (.pt).
+            backbone: name or path. The suite's options for its own are kept for a file of the same kind (.pt). Tasks that
+                name a backbone keep it.
             seeds: how many (0, 1, ...), or which.
             n_images: how many; 0 for all.
             metrics: names, a list or separated by commas.
@@ -312,11 +382,12 @@ class Suite:
             if Path(self.backbone).suffix != path.suffix:
                 changes["backbone_options"] = {}
         if seeds is not None:
-            changes["seeds"] = _seeds(seeds)
+            changes["seeds"] = seed_list(seeds)
         if n_images is not None:
-            changes["n_images"] = _whole("n_images", n_images, 0)
+            changes["n_images"] = whole("n_images", n_images, 0)
         if metrics is not None:
-            changes["metrics"] = tuple(_known("metric", name, metric_names()) for name in _names(metrics))
+            changes["metrics"] = tuple(one_of("metric", name, metric_names()) for name in _names(metrics))
+            changes["tasks"] = tuple(replace(task, metrics=None) for task in self.tasks)
         new = replace(self, **changes)
         if new.images == PRIOR and new.n_images == 0:
             raise InvdiffError(
@@ -362,7 +433,7 @@ def load_suite(name_or_path: str | Path, **overrides: Any) -> Suite:
         **overrides: see `Suite.override`.
 
     Raises:
-        InvdiffError: there is none, or it has a mistake: the message names its line.
+        InvdiffError: there is none, or it has a mistake: the message names its key.
     """
     name = str(name_or_path)
     ours = name in suite_names()
@@ -379,267 +450,25 @@ def load_suite(name_or_path: str | Path, **overrides: Any) -> Suite:
     return suite.override(**overrides)
 
 
-# ---- reading, with lines -----------------------------------------------------------------------------------------
-
-_TOP: dict[str, Any] = {
-    "name": str, "description": str, "backbone": str, "backbone_options": dict, "images": str, "n_images": int, "image_seed": int,
-    "image_steps": int, "seeds": (int, list), "metrics": list, "batch_size": int, "tasks": list, "samplers": list,
-    "published": dict,
-}  # fmt: skip
-
-
-class _Reader:
-    """From a parsed TOML file to a `Suite`; every complaint has a line."""
-
-    def __init__(self, data: dict[str, Any], source: str, lines: dict[tuple[Any, ...], int], check: bool) -> None:
-        self.data, self.source, self.lines, self.check = data, source, lines, check
-
-    def suite(self) -> Suite:
-        data = self.data
-        for key, value in data.items():
-            if key not in _TOP:
-                self.fail((key,), f"unknown key {key!r}; a suite has {', '.join(_TOP)}.{near_match(key, _TOP)}")
-            if not isinstance(value, _TOP[key]) or isinstance(value, bool):
-                kinds = _TOP[key] if isinstance(_TOP[key], tuple) else (_TOP[key],)
-                self.fail((key,), f"{key} must be {' or '.join(_KINDS[k] for k in kinds)}, got {value!r}")
-        for key in ("tasks", "samplers"):
-            if not data.get(key) or not all(isinstance(row, dict) for row in data[key]):
-                self.fail((key,), f"a suite needs at least one [[{key}]]")
-        plain: dict[str, Any] = {
-            k: data[k] for k in ("description", "backbone", "backbone_options", "images") if k in data
-        }
-        for key, least in (("n_images", 0), ("image_seed", 0), ("image_steps", 1), ("batch_size", 0)):
-            if key in data:
-                plain[key] = self.at((key,), _whole, key, data[key], least)
-        if "seeds" in data:
-            plain["seeds"] = self.at(("seeds",), _seeds, data["seeds"])
-        if "metrics" in data:
-            known = partial(_known, "metric", names=metric_names())
-            plain["metrics"] = tuple(self.at(("metrics",), known, m) if self.check else m for m in data["metrics"])
-        if plain.get("images", PRIOR) == PRIOR and plain.get("n_images") == 0:
-            self.fail(("n_images",), "n_images must be at least 1 where images = 'prior'")
-        tasks = [self.task(i, dict(row)) for i, row in enumerate(data["tasks"])]
-        samplers = [e for i, row in enumerate(data["samplers"]) for e in self.samplers(i, dict(row))]
-        self.distinct("tasks", [t.name for t in tasks])
-        self.distinct("samplers", [e.label for e in samplers])
-        suite = Suite(data.get("name", Path(self.source).stem), tuple(tasks), tuple(samplers), **plain)
-        if "published" in data:
-            suite = replace(suite, published=self.published(data["published"], [t.name for t in tasks]))
-        return suite
-
-    def task(self, number: int, row: dict[str, Any]) -> Task:
-        where = ("tasks", number)
-        for key in ("name", "operator"):
-            if not isinstance(row.get(key), str):
-                self.fail((*where, key), f"a task needs {key} = a string")
-        name, operator = row.pop("name"), row.pop("operator")
-        sigma_y, per_image = row.pop("sigma_y", 0.0), row.pop("per_image", False)
-        if isinstance(sigma_y, bool) or not isinstance(sigma_y, int | float) or not 0 <= sigma_y < float("inf"):
-            self.fail((*where, "sigma_y"), f"sigma_y must be a number of at least 0, got {sigma_y!r}")
-        if per_image not in (True, False):
-            self.fail((*where, "per_image"), f"per_image must be true or false, got {per_image!r}")
-        task = Task(name, operator, row, float(sigma_y), bool(per_image))
-        if self.check:
-            self.at((*where, "operator"), _known, "operator", operator, operator_names())
-            if per_image and (operator != "mask" or task.reads_files()):
-                self.fail((*where, "per_image"), "per_image is for masks that are drawn by a generator")
-            if not task.reads_files():
-                try:
-                    task.build(_REPRESENTATIVE)
-                except InvdiffError as error:
-                    said = [key for key, value in row.items() if repr(key) in str(error) or repr(value) in str(error)]
-                    self.fail((*where, *said[:1]), str(error))
-        return task
-
-    def samplers(self, number: int, row: dict[str, Any]) -> list[SamplerEntry]:
-        """The entries of one table: several, where it holds a grid."""
-        where = ("samplers", number)
-        if not isinstance(row.get("name"), str):
-            self.fail((*where, "name"), "a sampler needs name = a string")
-        name, grid = row.pop("name"), row.pop("grid", {})
-        label = row.pop("label", name)
-        if not isinstance(label, str) or not label:
-            self.fail((*where, "label"), f"label must be a string, got {label!r}")
-        if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-            self.fail((*where, "grid"), "grid must hold lists of values, such as grid = { steps = [10, 100] }")
-        if self.check:
-            self.at((*where, "name"), sampler_class, name)
-            fields = [*(f.name for f in dataclasses.fields(sampler_class(name))), "path"]
-            if row.get("path") in PATHS:
-                fields += list(inspect.signature(PATHS[row["path"]]).parameters)[1:]
-            for key in (*row, *grid):
-                if key not in fields:
-                    line = (*where, key) if key in row else (*where, "grid", key)
-                    has = f"it has {', '.join(fields)}"
-                    self.fail(line, f"unknown option {key!r} for sampler {name}; {has}.{near_match(key, fields)}")
-        entries = []
-        for values in itertools.product(*grid.values()):
-            chosen = dict(zip(grid, values, strict=True))
-            suffix = " ".join(f"{k}={v}" for k, v in chosen.items())
-            entry = SamplerEntry(f"{label} {suffix}".strip(), name, {**row, **chosen})
-            if self.check:
-                self.at(where, entry.resolve, Task("", "identity"), _REPRESENTATIVE)
-            entries.append(entry)
-        return entries
-
-    def published(self, table: dict[str, Any], tasks: list[str]) -> Published:
-        for key in table:
-            if key not in ("source", "note", "rows"):
-                self.fail(("published", key), f"unknown key {key!r}; published has source, note, rows")
-        rows = []
-        for number, row in enumerate(table.get("rows", [])):
-            where = ("published", "rows", number)
-            if set(row) != {"setting", "method", "metric", "values"}:
-                self.fail(where, f"a published row has setting, method, metric, values; got {', '.join(row)}")
-            for name in row["values"] if self.check else ():
-                self.at(where, _known, "task", name, tasks)
-            rows.append(PublishedRow(**{**row, "values": {k: float(v) for k, v in row["values"].items()}}))
-        return Published(table.get("source", ""), table.get("note", ""), tuple(rows))
-
-    def distinct(self, key: str, names: list[str]) -> None:
-        seen: dict[str, str] = {}
-        for name in names:
-            folder = slug(name).lower()
-            if folder in ("measured", "truth") and self.check:
-                self.fail((key,), f"{name!r} cannot be a name in {key}: the run folder uses it")
-            if folder in seen:
-                what = (
-                    f"{name!r} is there twice" if seen[folder] == name else f"{seen[folder]!r} and {name!r} are alike"
-                )
-                self.fail((key,), f"names must differ in {key}, also as folder names: {what}")
-            seen[folder] = name
-
-    def at(self, where: tuple[Any, ...], check: Callable[..., Any], *args: Any) -> Any:
-        """The result of a check, its complaint with a line."""
-        try:
-            return check(*args)
-        except (InvdiffError, TypeError) as error:
-            self.fail(where, str(error))
-
-    def fail(self, where: tuple[Any, ...], what: str) -> Any:
-        while where and where not in self.lines:
-            where = where[:-1]
-        line = f", line {self.lines[where]}" if where else ""
-        raise InvdiffError(f"{self.source}{line}: {what}")
-
-
-_KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "a table"}
-_TOKEN = re.compile(
-    r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{},=\n]|[^\s\[\]{},=#"\']+|[^\S\n]+'
-)
-_HEADER = re.compile(r"\[\[?\s*([^\[\]\n]+?)\s*\]\]?[^\n]*")
-
-
-def _lines(text: str) -> dict[tuple[Any, ...], int]:
-    """The line of every key and table of a TOML text that parses: ``("samplers", 1, "steps") -> 12``."""
-    found: dict[tuple[Any, ...], int] = {}
-    count: dict[tuple[Any, ...], int] = {}  # tables seen of every array of tables
-    base: tuple[Any, ...] = ()
-    stack: list[list[Any]] = []  # [path, number of the element or None] of the open brackets of a value
-    key: tuple[Any, ...] = ()
-    start, at = True, 0
-    while at < len(text):
-        line = text.count("\n", 0, at) + 1
-        if start and not stack and (header := _HEADER.match(text, at)):
-            base = ()
-            for part in _parts(header[1]):
-                base = (*base, part)
-                if base in count and not (header[0].startswith("[[") and part == _parts(header[1])[-1]):
-                    base = (*base, count[base] - 1)
-            if header[0].startswith("[["):
-                found.setdefault(base, line)
-                count[base] = count.get(base, 0) + 1
-                base = (*base, count[base] - 1)
-            found.setdefault(base, line)
-            at, start = header.end(), False
-            continue
-        match = _TOKEN.match(text, at)
-        if match is None:
-            at += 1
-            continue
-        token, at = match[0], match.end()
-        in_table = not stack or stack[-1][1] is None
-        here = (stack[-1][0] if stack[-1][1] is None else (*stack[-1][0], stack[-1][1])) if stack else base
-        if token == "\n":
-            start = True
-            continue
-        if token[0] in " \t\r#":
-            continue
-        if token == "[":
-            stack.append([key if in_table else here, 0])
-        elif token == "{":
-            stack.append([key if in_table else here, None])
-            found.setdefault(stack[-1][0], line)
-        elif token in "]}":
-            stack.pop()
-        elif token == "," and not in_table:
-            stack[-1][1] += 1
-        elif in_table and re.match(r"[^\S\n]*=", text[at:]):
-            key = (*here, *_parts(token))
-            found.setdefault(key, line)
-        start = False
-    return found
-
-
-def _parts(key: str) -> list[str]:
-    """The parts of a dotted key."""
-    return [part.strip("\"'") for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^.\s]+', key)]
-
-
-# ---- writing -----------------------------------------------------------------------------------------------------
-
-
-def _toml(data: Mapping[str, Any]) -> str:
-    tables = [key for key in ("tasks", "samplers") if key in data]
-    out = [f"{_key(k)} = {_value(v)}" for k, v in data.items() if k not in tables and k != "published"]
-    for key in tables:
-        for row in data[key]:
-            out += ["", f"[[{key}]]", *(f"{_key(k)} = {_value(v)}" for k, v in row.items())]
-    if "published" in data:
-        table = dict(data["published"])
-        rows = ",\n".join(f"  {_value(row)}" for row in table.pop("rows"))
-        out += ["", "[published]", *(f"{_key(k)} = {_value(v)}" for k, v in table.items()), f"rows = [\n{rows}\n]"]
-    return "\n".join(out) + "\n"
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key, ensure_ascii=False)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, Iterable):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    raise InvdiffError(f"a suite cannot hold {value!r}")
+TASK_KEYS = (
+    "name", "operator", "sigma_y", "per_image", "part", "backbone", "backbone_options", "n_samples", "measurements", "metrics",
+    "settings", "picture",
+)  # fmt: skip
+"""The keys of a task that are no options of its operator."""
+_DEFAULTS = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(Task)} | {
+    "backbone_options": {},
+    "settings": {},
+}
 
 
 # ---- small checks ------------------------------------------------------------------------------------------------
 
 
-def _known(what: str, name: Any, names: Sequence[str]) -> str:
-    if name not in names:
-        raise InvdiffError(f"unknown {what} {name!r}; one of {', '.join(names)}.{near_match(str(name), names)}")
-    return str(name)
-
-
-def _whole(what: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvdiffError(f"{what} must be a whole number of at least {least}, got {value!r}")
-    return value
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """How many, or which."""
     if isinstance(seeds, int):
-        return tuple(range(_whole("seeds", seeds, 1)))
-    found = tuple(_whole("a seed", s, 0) for s in seeds)
+        return tuple(range(whole("seeds", seeds, 1)))
+    found = tuple(whole("a seed", s, 0) for s in seeds)
     if not found or len(set(found)) != len(found):
         raise InvdiffError(f"seeds must be a number of seeds, or a list of different ones; got {list(found)}")
     return found
@@ -662,5 +491,5 @@ def _existing(path: Path) -> Path:
     return full
 
 
-def _is_picture(mask: Any) -> bool:
+def is_picture(mask: Any) -> bool:
     return isinstance(mask, str) and bool(Path(mask).suffix)

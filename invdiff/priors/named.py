@@ -1,54 +1,35 @@
-"""Priors whose posterior is known, and the measurements to try on them: what `truth` is run on.
+"""Priors with names: backbones whose posterior is known, made when `load_backbone` is asked for one.
 
-All priors live in model range. The 25-mode mixture of the MCGDiff paper has its means at up to +-16 with unit variance;
+    backbone = load_backbone("gmm25-8")                          # also as the `backbone` of a suite
+    backbone = load_backbone("learned", prior="gmm25-8")         # a small network trained on draws of it
+
+All live in model range. The 25-mode mixture of the MCGDiff paper has its means at up to +-16 with unit variance;
 here it is multiplied by 1/20, so that the modes lie within +-0.8 with standard deviation 0.05, and a sampler's clipping to
 [-1, 1] touches no more than the tails beyond four standard deviations. The posterior stays the same but for the unit:
-sigma_y = 0.05 here is 1 there. ``gmm25(scale=1)`` gives the original units; it leaves [-1, 1], so `truth` runs samplers with
-``clip=False`` there (`Prior.clip`); DiffPIR always clips.
+sigma_y = 0.05 here is 1 there. ``gmm25-8-original`` has the original units; it leaves [-1, 1], so samplers need
+``clip=False`` there (DiffPIR always clips).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from invdiff import operators
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.errors import InvdiffError, near_match
-from invdiff.operators import LinearOperator
+from invdiff.backbones.zoo import register_backbone
+from invdiff.checks import one_of, whole
+from invdiff.errors import InvdiffError
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.priors.mixture import GaussianMixtureBackbone
 
 AnalyticPrior = GaussianBackbone | GaussianMixtureBackbone
-
-
-@dataclass(frozen=True, eq=False)
-class Prior:
-    """A prior and what is to be known about it.
-
-    Attributes:
-        name: as in `PRIORS`.
-        backbone: its exact denoiser, with `prior_sample` and `posterior`.
-        clip: False where the prior leaves [-1, 1], so that samplers must not clip.
-        about: one line for reports.
-    """
-
-    name: str
-    backbone: AnalyticPrior
-    clip: bool
-    about: str
-
-    @property
-    def is_gaussian(self) -> bool:
-        """Whether mean and covariance say everything."""
-        return isinstance(self.backbone, GaussianBackbone)
 
 
 # ---- the priors -------------------------------------------------------------------------------------------------
@@ -97,7 +78,7 @@ def gmm25(dim: int = 8, seed: int = 0, scale: float = 1 / 20) -> GaussianMixture
         seed: of the weights.
         scale: multiplies x; see the module's docstring.
     """
-    if dim < 2 or dim % 2:
+    if whole("dim", dim, 2) % 2:
         raise InvdiffError(f"dim must be an even number of at least 2, got {dim}")
     grid = torch.tensor([(8.0 * i, 8.0 * j) for i in range(-2, 3) for j in range(-2, 3)])
     means = scale * grid.repeat(1, dim // 2).reshape(25, 1, 1, dim)
@@ -122,81 +103,18 @@ def _decay(n: int, correlation: float) -> Tensor:
     return correlation ** (index[:, None] - index[None]).abs()
 
 
-def _photographs() -> GaussianMixtureBackbone:
-    from invdiff.backbones.zoo import load_backbone
-
-    backbone = load_backbone("cats64-gmm")
-    if not isinstance(backbone, GaussianMixtureBackbone):
-        raise InvdiffError(f"cats64-gmm must be a Gaussian mixture, got {type(backbone).__name__}")
-    return backbone
-
-
-PRIORS: dict[str, tuple[Callable[[], AnalyticPrior], bool, str]] = {
-    "gaussian8": (correlated_gaussian, True, "8 correlated pixels, std 0.25, correlation 0.8^|i-j|"),
-    "gaussian16x16": (image_gaussian, True, "a 16x16 image with the power spectrum of photographs"),
-    "gaussian-colour": (
-        lambda: correlated_gaussian((3, 8, 8)),
-        True,
-        "an 8x8 colour image, correlated in space and between channels",
-    ),
-    "gmm25-8": (lambda: gmm25(8), True, "25 modes in 8 dimensions (MCGDiff), times 1/20"),
-    "gmm25-80": (lambda: gmm25(80), True, "25 modes in 80 dimensions (MCGDiff), times 1/20"),
-    "gmm25-800": (lambda: gmm25(800), True, "25 modes in 800 dimensions (MCGDiff), times 1/20"),
-    "gmm25-8-original": (
-        lambda: gmm25(8, scale=1.0),
-        False,
-        "25 modes in 8 dimensions in the paper's own units, up to +-16",
-    ),
-    "two-modes16": (two_modes16, True, "two modes, 0.8 and 0.2, in 16 dimensions"),
-    "cats64-gmm": (_photographs, True, "a mixture fitted to 64x64 photographs of cats"),
+PRIORS: dict[str, Callable[[], AnalyticPrior]] = {
+    "gaussian8": correlated_gaussian,
+    "gaussian16x16": image_gaussian,
+    "gaussian-colour": partial(correlated_gaussian, (3, 8, 8)),
+    "gmm25-8": partial(gmm25, 8),
+    "gmm25-80": partial(gmm25, 80),
+    "gmm25-800": partial(gmm25, 800),
+    "gmm25-8-original": partial(gmm25, 8, scale=1.0),
+    "two-modes16": two_modes16,
 }
-"""Name -> (maker, whether samplers may clip, one line about it)."""
-
-
-def make_prior(name: str) -> Prior:
-    """A prior of `PRIORS`.
-
-    Raises:
-        InvdiffError: unknown name, or weights that are not there.
-    """
-    if name not in PRIORS:
-        raise InvdiffError(f"unknown prior {name!r}; one of {', '.join(PRIORS)}.{near_match(name, PRIORS)}")
-    make, clip, about = PRIORS[name]
-    return Prior(name, make(), clip, about)
-
-
-# ---- the measurements -------------------------------------------------------------------------------------------
-
-OPERATORS = "mask-first-N, mask-centre, super-resolution-N, colorization, identity, random-N"
-
-
-def make_operator(name: str, image_shape: tuple[int, ...], seed: int = 0) -> LinearOperator:
-    """A measurement by its short name in the truth suite.
-
-    Args:
-        name: ``"mask-first-4"`` (the first 4 pixels of every row are known), ``"mask-centre"`` (the middle quarter is missing),
-            ``"super-resolution-4"`` (box averages of 4x4), ``"random-4"`` (`random_matrix` of 4 rows), ``"colorization"``,
-            ``"identity"``.
-        image_shape: (C, H, W).
-        seed: of the random matrix.
-
-    Raises:
-        InvdiffError: unknown name.
-    """
-    _, _, number = name.rpartition("-")
-    n = int(number) if number.isdigit() else 0
-    meant: dict[str, tuple[str, dict[str, Any]]] = {
-        "colorization": ("colorization", {}),
-        "identity": ("identity", {}),
-        "mask-centre": ("mask", {"mask": "box"}),
-        f"mask-first-{n}": ("mask", {"mask": "half", "fraction_known": n / image_shape[-1]}),
-        f"super-resolution-{n}": ("super_resolution", {"scale": n, "kernel": "box"}),
-        f"random-{n}": ("matrix", {"matrix": "random", "rows": n, "seed": seed}),
-    }
-    if name not in meant:
-        raise InvdiffError(f"operator must be one of {OPERATORS}; got {name!r}")
-    family, options = meant[name]
-    return operators.make_operator(family, image_shape, **options)
+"""Name -> maker: 8 correlated pixels; a 16 x 16 image with the power spectrum of photographs; an 8 x 8 colour image, correlated in
+space and between channels; 25 modes in 8, 80 and 800 dimensions; two modes, 0.8 and 0.2, in 16 dimensions."""
 
 
 # ---- a learned denoiser of the same prior -----------------------------------------------------------------------
@@ -242,10 +160,10 @@ class SmallDenoiser(nn.Module):
         return self.last(nn.functional.silu(h)).reshape(x.shape)
 
 
-def learned_denoiser(
+def train_denoiser(
     backbone: AnalyticPrior, iterations: int = 4000, batch: int = 512, width: int = 128, seed: int = 0
-) -> Backbone:
-    """A small network trained on draws of `backbone`'s prior: a backbone like any user's, whose error is known.
+) -> nn.Module:
+    """A small network trained on draws of `backbone`'s prior.
 
     Adam with a cosine learning rate on the mean squared error of the noise; the weights are averaged over the second half.
 
@@ -277,6 +195,59 @@ def learned_denoiser(
             decay.step()
             if step >= iterations // 2:
                 mean.update_parameters(network)
-    return NetworkBackbone(
-        mean.module, schedule, backbone.image_shape, precision="float32", name=f"learned-{backbone.name}"
+    return mean.module
+
+
+# ---- their names ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def _trained(prior: str, iterations: int, seed: int) -> SmallDenoiser:
+    return train_denoiser(PRIORS[prior](), iterations, batch=256, seed=seed)
+
+
+def learned(
+    prior: str = "gmm25-8",
+    iterations: int = 6000,
+    seed: int = 0,
+    *,
+    precision: str = "float32",
+    compile: bool = False,
+    device: torch.device | str | None = None,
+) -> Backbone:
+    """A backbone like any user's, whose error is known: a small network trained on draws of a prior, when it is first called.
+
+    Args:
+        prior: a name of `PRIORS`; the backbone's ``prior`` is that one, exact.
+        iterations: of the training; 6,000 take about half a minute in 8 dimensions.
+        seed: of weights, draws and noise: the same seed gives the same network on the same machine.
+        precision, compile: not used; it runs in float32.
+        device: where to run.
+    """
+    exact = PRIORS[one_of("prior", prior, PRIORS)]()
+    whole("iterations", iterations, 1), whole("seed", seed, 0)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return _trained(prior, iterations, seed).to(x.device)(x, t)
+
+    model: Any = NetworkBackbone(
+        network, exact.schedule.chain, exact.image_shape, precision="float32", name=f"learned-{prior}", device=device
     )
+    model.prior = exact
+    return model
+
+
+def _loader(name: str) -> Callable[..., Backbone]:
+    def load(
+        *, precision: str = "auto", compile: bool = False, device: torch.device | str | None = None
+    ) -> AnalyticPrior:
+        model = PRIORS[name]()
+        model.name = name
+        return model if device is None else model.to(device)
+
+    return load
+
+
+for _name in PRIORS:
+    register_backbone(_name, _loader(_name))
+register_backbone("learned", learned)
