@@ -126,10 +126,14 @@ def test_a_mistake_is_told_with_its_key(old, new, key, said):
 
 
 def test_tasks_and_samplers_of_a_grid_and_of_a_part():
-    text = TEXT.replace("sigma_y = 0.05", 'part = "noisy"\ngrid = { sigma_y = [0.05, 0.1] }\nsettings = { ddnm = { steps = 7 } }')
+    text = TEXT.replace(
+        "sigma_y = 0.05", 'part = "noisy"\ngrid = { sigma_y = [0.05, 0.1] }\nsettings = { ddnm = { steps = 7 } }'
+    )
     suite = Suite.from_toml(text.replace("steps = 5", 'steps = 5\ntasks = ["noisy"]'))
     assert [t.name for t in suite.tasks] == ["half", "sr sigma_y=0.05", "sr sigma_y=0.1"]
-    assert [(t.name, e.label) for t, e in suite.pairs() if e.name == "ddnm"] == [(t.name, "ddnm") for t in suite.tasks[1:]]
+    assert [(t.name, e.label) for t, e in suite.pairs() if e.name == "ddnm"] == [
+        (t.name, "ddnm") for t in suite.tasks[1:]
+    ]
     assert suite.samplers[0].on(suite.tasks[0]) == {"steps": 5} and suite.samplers[0].on(suite.tasks[1]) == {"steps": 7}
     assert Suite.from_toml(suite.to_toml()) == suite
 

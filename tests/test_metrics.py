@@ -147,7 +147,11 @@ def test_a_gradient_call_costs_two_and_a_half():
 
 def test_the_register():
     assert {m.scope for _, m in METRICS.items()} == {"image", "samples", "set", "records", "run"}
-    assert get_metric("psnr").needs == {"reference"} and get_metric("mode_error").needs == {"samples", "posterior", "weights"}
+    assert get_metric("psnr").needs == {"reference"} and get_metric("mode_error").needs == {
+        "samples",
+        "posterior",
+        "weights",
+    }
     assert all(m.description and m.direction in ("higher", "lower", "one", "none") for _, m in METRICS.items())
     assert {"diversity", "calibration", "sw2"} <= set(metric_names("samples")) and "sw2" in metric_names("posterior")
     with pytest.raises(InvdiffError, match="'lpips'"):

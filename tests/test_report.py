@@ -86,9 +86,7 @@ def make_run(
                     psnr = float(base + level[i] + rng.normal(0, 0.3) + shift)
                     file = restored_file(task, label, name, seed) if pictures else None
                     if file:
-                        run.save(
-                            file, Image.fromarray(np.clip(picture + rng.integers(0, 20), 0, 255).astype("uint8"))
-                        )
+                        run.save(file, Image.fromarray(np.clip(picture + rng.integers(0, 20), 0, 255).astype("uint8")))
                     price = (nfe, vjps, nfe + 1.5 * vjps, 0.01 * nfe, 100.0) if costs else (None,) * 5
                     metrics = {"psnr": psnr, "lpips": None, "misfit": 1e-6 * (1 + i)}
                     records.append(Record(*common, "ok", None, *price, metrics, file))

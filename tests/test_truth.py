@@ -9,13 +9,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import invdiff.bench.posterior.truth as truth_module
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-import invdiff.bench.posterior.truth as truth_module
-from invdiff import Mask, NoiseSchedule, solve
 from invdiff.bench.posterior.truth import (
     Cell,
     Problem,
@@ -29,6 +26,9 @@ from invdiff.bench.posterior.truth import (
     tables,
     truth,
 )
+from torch import Tensor
+
+from invdiff import Mask, NoiseSchedule, solve
 from invdiff.errors import InvdiffError
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.samplers import jumps

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from invdiff.bench.posterior.priors import (
     PRIORS,
     correlated_gaussian,
@@ -17,6 +16,7 @@ from invdiff.bench.posterior.priors import (
     make_prior,
     two_modes16,
 )
+
 from invdiff.errors import InvdiffError
 from invdiff.operators import Colorization, Mask, SuperResolution
 

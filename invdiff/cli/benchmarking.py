@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from invdiff.cli.terminal import app, console, errors, stop
@@ -37,25 +36,26 @@ def bench_command(
     device: Annotated[str, typer.Option(help="cpu, cuda, ..., or auto.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="Of the network: auto, float32, bfloat16, float16.")] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="For `truth`: the selection that takes two minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short selection of a suite, such as `truth-quick` of `truth`.")
+    ] = False,
 ) -> None:
     """Run a benchmark suite and write its report.
 
     \b
     invdiff bench quick --out runs/quick
     invdiff bench inpainting --images my_photos/ --samplers repaint,ddnm,pigdm --seeds 3
-    invdiff bench truth --out runs/truth          # distance to exact posteriors
+    invdiff bench truth --quick                   # distance to exact posteriors
     """
-    folder = out or Path("runs") / Path(suite).stem
-    if suite == "truth":
-        _truth(folder, quick, resume, samplers, report)
-        return
     from invdiff.bench.report.report import make_report
-    from invdiff.bench.run.runner import bench
+    from invdiff.bench.run.runner import bench, failures
+    from invdiff.bench.suite.suite import quick_selection
 
-    bench(
+    if quick:
+        suite = quick_selection(suite)
+    run = bench(
         suite,
-        folder,
+        out,
         samplers=samplers,
         images=images,
         backbone=backbone,
@@ -72,28 +72,13 @@ def bench_command(
         retry_failed=retry_failed,
     )
     if report and shard is None:
-        files = make_report(folder)
+        files = make_report(run.folder)
         console.print(f"report: {next((f for f in files if f.suffix == '.html'), files[0])}", highlight=False)
     else:
-        console.print(f"run folder: {folder}", highlight=False)
-
-
-def _truth(folder: Path, quick: bool, resume: bool, samplers: str | None, figures: bool) -> None:
-    from invdiff.bench.posterior.truth import truth
-
-    names = [s.strip() for s in samplers.split(",")] if samplers else None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("truth", total=None)
-        truth(
-            folder,
-            quick,
-            resume,
-            names,
-            lambda done, total, what: bar.update(task, completed=done, total=total, description=str(what)),
-            figures=figures,
-        )
-    console.print(f"summary: {folder / 'summary.md'}", highlight=False)
+        console.print(f"run folder: {run.folder}", highlight=False)
+    if said := failures(run):
+        errors.print(said, style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.command("report")

@@ -111,4 +111,3 @@ def list_suites() -> None:
     for name in suite_names():
         suite = load_suite(name)
         say(f"[bold]{name:18s}[/] {' '.join(suite.description.split())}")
-    console.print("[bold]truth             [/] Distance of every sampler to exact posteriors")

@@ -1,17 +1,21 @@
-"""The figures of `truth`: what each sampler gets wrong, as pictures."""
+"""The figures of a run with exact posteriors: what each sampler gets wrong, as pictures."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.files import atomic_write
+from invdiff import palette
+from invdiff.bench.posterior.reference import Exact
+from invdiff.bench.report.tables import Summary
+from invdiff.bench.run.worker import first_posterior
+from invdiff.metrics.ranks import bins_of, rank_histogram, uniformity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,20 +23,6 @@ if TYPE_CHECKING:
 
 Rows = Sequence[dict[str, Any]]
 
-# Okabe and Ito's colours, told apart with any kind of colour vision, without their yellow; line styles tell the rest apart.
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#8a63c9",
-    "#56b4e9",
-    "#b8860b",
-    "#7f7f7f",
-    "#a0522d",
-    "#222222",
-)
-_MARKERS = "os^DvPX*<>"
 _FEW_DIRECTIONS = 16  # W2 of covariances in hundreds of dimensions is all Monte Carlo: `overview` shows these settings
 _STYLE: Any = {
     "font.size": 9,
@@ -45,47 +35,74 @@ _STYLE: Any = {
 }
 
 
-def draw_figures(folder: Path, rows: Rows) -> list[Path]:
-    """Draw every figure that the results allow into `folder`, as PNG and SVG; returns the paths."""
+def posterior_figures(summary: Summary) -> list[tuple[str, Figure]]:
+    """Names and figures: all that the run allows, none for a suite without exact posteriors."""
     import matplotlib
 
-    from invdiff.bench.posterior.truth import label
-
-    rows = [{**row, "label": label(row)} for row in rows if "metrics" in row]
-    samplers = list(dict.fromkeys(row["label"] for row in rows if row["sampler"] not in ("exact", "unconditional")))
-    plain = [name for name in samplers if "," not in name]
-    look = {s: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, s in enumerate(samplers)}
+    rows = _rows(summary)
+    if not rows:
+        return []
     drawn: dict[str, Figure | None] = {}
     with matplotlib.rc_context(_STYLE):
-        distances = [row for row in rows if row["part"] == "distances"]
+        distances = [
+            row
+            for row in rows
+            if row["part"] not in ("steps", "calibration") and not row["part"].endswith(("prior", "learned"))
+        ]
+        plain = list(dict.fromkeys(row["label"] for row in distances if row["label"] == row["sampler"] != "exact"))
         drawn["overview"] = overview(distances, plain)
-        gaussian = [row for row in distances if "w2_unseen" in row["metrics"]]
-        small = [row for row in gaussian if len(row["metrics"]["ratios_unseen"]) <= _FEW_DIRECTIONS]
-        drawn["distances"] = bars(small, plain, look)
-        drawn["steps"] = curves([row for row in rows if row["part"] == "steps"], look)
-        drawn["calibration"] = calibration([row for row in rows if row["part"] == "calibration"], look)
-        drawn["denoiser"] = denoiser([row for row in rows if row["part"] == "denoiser"])
-        for key, group in _groups(distances).items():
-            name = f"{key[0]}-{key[1]:g}"
-            drawn[f"modes-{name}"] = modes(group)
-            drawn[f"density-{name}"] = density(folder, group)
-        files = []
-        for name, figure in drawn.items():
-            if figure is None:
+        small = [row for row in distances if "w2_null" in row["metrics"] and row["dimension"] <= _FEW_DIRECTIONS]
+        drawn["distances"] = bars(small, plain)
+        drawn["steps"] = curves(rows)
+        drawn["calibration"] = calibration([row for row in rows if row["part"] == "calibration"])
+        drawn["denoiser"] = denoiser(rows)
+        for task, group in _groups([row for row in distances if row["label"] in ("exact", *plain)]).items():
+            exact = first_posterior(summary.run.suite, summary.run.suite.task(task))
+            drawn[f"modes-{task}"] = modes(summary, exact, group)
+            drawn[f"density-{task}"] = density(summary, exact, group)
+    return [(re.sub(r" sigma_y=| ", "-", name), figure) for name, figure in drawn.items() if figure is not None]
+
+
+def _rows(summary: Summary) -> list[dict[str, Any]]:
+    """One row per task and sampler: means over the measurements, as the tables have them."""
+    rows = []
+    for table in summary.tables:
+        task = summary.run.suite.task(table.task)
+        if not any("posterior" in m.needs for m in table.metrics):
+            continue
+        for row in table.rows:
+            records = [r for r in summary.records if (r.task, r.sampler) == (table.task, row.sampler) and r.ok]
+            if not records:
                 continue
-            for ending in ("png", "svg"):
-                path = folder / f"{name}.{ending}"
-                with atomic_write(path) as temporary:
-                    figure.savefig(temporary, dpi=150, metadata={"Date": None} if ending == "svg" else None)
-                files.append(path)
-    return files
+            settings = records[0].settings
+            rows.append(
+                {
+                    "part": task.part,
+                    "task": table.task,
+                    "sigma_y": table.sigma_y,
+                    "dimension": math.prod(
+                        summary.info["backbones"].get(table.task, summary.info["backbone"])["image_shape"]
+                    ),
+                    "label": row.sampler,
+                    "base": re.sub(r" ?steps=\d+$", "", row.sampler),
+                    "sampler": settings["sampler"],
+                    "steps": settings.get("steps"),
+                    "records": records,
+                    "metrics": {n: e.value.mean for n, e in row.entries.items() if e.value is not None},
+                }
+            )
+    return rows
 
 
-def _groups(rows: Rows) -> dict[tuple[str, float], list[dict[str, Any]]]:
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+def _groups(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["task"], row["sigma_y"]), []).append(row)
+        groups.setdefault(row["task"], []).append(row)
     return groups
+
+
+def _title(task: str) -> str:
+    return task.removeprefix("steps ").removeprefix("calibration ").replace(" sigma_y=", ", σ = ")
 
 
 def _canvas(width: float, height: float) -> Figure:
@@ -99,8 +116,8 @@ def _canvas(width: float, height: float) -> Figure:
 
 def overview(rows: Rows, samplers: Sequence[str]) -> Figure | None:
     """Sliced Wasserstein-2 of every sampler on every setting; the colour is how many times the floor it is."""
-    groups = _groups(rows)
-    if not groups:
+    groups = _groups([row for row in rows if "sw2" in row["metrics"]])
+    if not groups or not samplers:
         return None
     values = np.full((len(groups), len(samplers)), np.nan)
     floors = np.full(len(groups), np.nan)
@@ -123,9 +140,7 @@ def overview(rows: Rows, samplers: Sequence[str]) -> Figure | None:
                 axes.text(
                     j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour, weight=weight
                 )
-    titles = [
-        f"{task}, σ {sigma_y:g}  (floor {floor:.2f})" for (task, sigma_y), floor in zip(groups, floors, strict=True)
-    ]
+    titles = [f"{_title(task)}  (floor {floor:.2f})" for task, floor in zip(groups, floors, strict=True)]
     axes.set_yticks(range(len(groups)), titles, fontsize=8)
     axes.set_xticks(range(len(samplers)), samplers, fontsize=8)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
@@ -142,8 +157,8 @@ def overview(rows: Rows, samplers: Sequence[str]) -> Figure | None:
     return figure
 
 
-def bars(rows: Rows, samplers: Sequence[str], look: dict[str, tuple[str, str]]) -> Figure | None:
-    """Wasserstein-2 on the unseen directions for small Gaussian priors, the floor as a line."""
+def bars(rows: Rows, samplers: Sequence[str]) -> Figure | None:
+    """Wasserstein-2 in the null space of A for small Gaussian priors, the floor as a line."""
     groups = _groups(rows)
     if not groups:
         return None
@@ -153,16 +168,16 @@ def bars(rows: Rows, samplers: Sequence[str], look: dict[str, tuple[str, str]]) 
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
     for axes in grid.flat[len(groups) :]:
         axes.set_visible(False)
-    for axes, ((task, sigma_y), group) in zip(grid.flat, groups.items(), strict=False):
-        found = {"exact" if row["sampler"] == "exact" else row["label"]: row["metrics"]["w2_unseen"] for row in group}
+    for axes, (task, group) in zip(grid.flat, groups.items(), strict=False):
+        found = {row["label"]: row["metrics"]["w2_null"] for row in group}
         names = samplers[::-1]
         values = [found.get(name, 0.0) for name in names]
-        axes.barh(range(len(names)), values, color=[look[name][0] for name in names], height=0.7)
+        axes.barh(range(len(names)), values, color=[palette.look(name)[0] for name in names], height=0.7)
         if "exact" in found:
             axes.axvline(found["exact"], color="black", lw=1, ls="--")
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0)
-        axes.set_title(f"{task}, σ = {sigma_y:g}", loc="left")
+        axes.set_title(_title(task), loc="left")
     for axes in grid[-1]:
         axes.set_xlabel("W2 / posterior size")
     figure.suptitle(
@@ -174,25 +189,28 @@ def bars(rows: Rows, samplers: Sequence[str], look: dict[str, tuple[str, str]]) 
 # ---- step curves ------------------------------------------------------------------------------------------------
 
 
-def curves(rows: Rows, look: dict[str, tuple[str, str]]) -> Figure | None:
+def curves(rows: Rows) -> Figure | None:
     """Distance against the number of steps: what goes away is discretisation, what stays is the method."""
-    groups = _groups(rows)
+    groups = _groups([row for row in rows if row["part"] == "steps"])
     if not groups:
         return None
     figure = _canvas(3.4 * len(groups) + 1.4, 3.4)
     grid = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, ((task, sigma_y), group) in zip(grid, groups.items(), strict=True):
-        metric = "w2_unseen" if all("w2_unseen" in row["metrics"] for row in group) else "sw2"
+    for axes, (task, group) in zip(grid, groups.items(), strict=True):
+        metric = "w2_null" if all("w2_null" in row["metrics"] for row in group) else "sw2"
         for row in group:
             if row["sampler"] == "exact":
                 axes.axhline(row["metrics"][metric], color="black", lw=1, ls="--", label="exact (floor)")
-        for name, (colour, marker) in look.items():
-            _curve(axes, [r for r in group if r["label"] == name], metric, name, color=colour, marker=marker)
-        for eta, title, style in ((1.0, "prior only, DDPM", ":"), (0.0, "prior only, DDIM", "-.")):
+        bases = {row["base"]: row["sampler"] for row in group if row["sampler"] != "exact"}
+        for base, (colour, marker) in palette.styles(list(bases), bases).items():
+            style = "-" if base == bases[base] else "--"
+            _curve(axes, [r for r in group if r["base"] == base], metric, base, color=colour, marker=marker, ls=style)
+        prior = task.removeprefix("steps ").partition("-")[0]
+        for base, style in (("prior only, DDPM", ":"), ("prior only, DDIM", "-.")):
             free = [
-                r for r in rows if r["task"] == task and r["sampler"] == "unconditional" and r["options"]["eta"] == eta
+                r for r in rows if r["part"] == "prior" and r["base"] == base and r["task"].startswith(f"prior {prior}")
             ]
-            _curve(axes, free, metric, title, color="black", ls=style, lw=1)
+            _curve(axes, free, metric, base, color="black", ls=style, lw=1)
         axes.set_xscale("log")
         axes.set_yscale("log")
         steps = sorted({row["steps"] for row in group if row["steps"]})
@@ -202,8 +220,8 @@ def curves(rows: Rows, look: dict[str, tuple[str, str]]) -> Figure | None:
         ticks = [v for v in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2) if low <= v <= high]
         axes.set_yticks(ticks, [f"{v:g}" for v in ticks])
         axes.set_xlabel("steps")
-        axes.set_ylabel("W2, unseen directions" if metric == "w2_unseen" else "sliced W2")
-        axes.set_title(f"{task}, σ = {sigma_y:g}", loc="left")
+        axes.set_ylabel("W2 in the null space" if metric == "w2_null" else "sliced W2")
+        axes.set_title(_title(task), loc="left")
     handles: dict[str, Any] = {}
     for axes in grid:
         handles |= {t: h for h, t in zip(*axes.get_legend_handles_labels(), strict=True) if t not in handles}
@@ -220,37 +238,38 @@ def _curve(axes: Axes, rows: Rows, metric: str, title: str, **style: Any) -> Non
 # ---- calibration ------------------------------------------------------------------------------------------------
 
 
-def calibration(rows: Rows, look: dict[str, tuple[str, str]]) -> Figure | None:
+def calibration(rows: Rows) -> Figure | None:
     """Histograms of the rank of the truth among the samples; flat is right, a U over-confident, a hump too wide."""
     from scipy import stats
 
-    groups = {k: g for k, g in _groups(rows).items() if any("ranks_unseen" in r["metrics"] for r in g)}
-    if not groups:
-        return None
+    groups = _groups(rows)
     panels = [
-        (key, part) for key, g in groups.items() for part in ("unseen", "seen") if f"ranks_{part}" in g[0]["metrics"]
+        (task, space) for task, g in groups.items() for space in ("null", "range") if f"rank_{space}" in g[0]["metrics"]
     ]
+    if not panels:
+        return None
     columns = max(len(g) for g in groups.values())
     figure = _canvas(1.3 * columns + 0.4, 1.5 * len(panels) + 0.4)
     grid = figure.subplots(len(panels), columns, squeeze=False, sharex=True)
-    for line, (key, part) in zip(grid, panels, strict=True):
-        group = groups[key]
-        for axes in line[len(group) :]:
+    for line, (task, space) in zip(grid, panels, strict=True):
+        for axes in line[len(groups[task]) :]:
             axes.set_visible(False)
-        for axes, row in zip(line, group, strict=False):
-            counts = np.array(row["metrics"][f"ranks_{part}"])
+        for axes, row in zip(line, groups[task], strict=False):
+            ranks = torch.tensor([int(r.metrics[f"rank_{space}"]) for r in row["records"]])
+            histogram = rank_histogram(ranks, row["records"][0].settings["n_samples"], bins_of(row["records"]))
+            counts = histogram.numpy()
             n, bins = counts.sum(), len(counts)
             low, high = stats.binom.interval(0.99, n, 1 / bins)
             axes.axhspan(low, high, color="0.85", lw=0)
-            axes.bar(range(bins), counts, width=0.9, color=look.get(row["label"], ("#444444",))[0])
+            axes.bar(range(bins), counts, width=0.9, color=palette.look(row["sampler"])[0])
             axes.set_ylim(0, 4.2 * n / bins)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[["left"]].set_visible(False)
-            p = row["metrics"][f"p_{part}"]
+            p = uniformity(histogram)
             shown = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
-            axes.set_title(f"{row['sampler']}\n{shown}", fontsize=8)
-        line[0].set_ylabel(f"{key[0]}\nσ {key[1]:g}, {part}", fontsize=7)
+            axes.set_title(f"{row['label']}\n{shown}", fontsize=8)
+        line[0].set_ylabel(f"{_title(task)}\n{space}", fontsize=7)
     figure.suptitle(
         "Rank of the truth among the samples: flat is calibrated (grey: 99 % band), a U is over-confident", fontsize=10
     )
@@ -260,18 +279,22 @@ def calibration(rows: Rows, look: dict[str, tuple[str, str]]) -> Figure | None:
 # ---- modes ------------------------------------------------------------------------------------------------------
 
 
-def modes(rows: Rows) -> Figure | None:
+def modes(summary: Summary, exact: Exact, rows: Rows) -> Figure | None:
     """Weight of every mode that counts, exact and per sampler (first measurement)."""
-    rows = [row for row in rows if "modes" in row["metrics"] and (row["sampler"] == "exact" or not row["options"])]
-    if len(rows) < 2:
+    if exact.responsibilities is None:
         return None
-    weights = np.array([row["metrics"]["modes"] for row in rows])
+    found = {"exact": exact.posterior.weights}
+    for row in rows:
+        samples = summary.run.samples(row["records"][0])
+        if samples is not None and row["sampler"] != "exact":
+            found[row["label"]] = exact.responsibilities(torch.from_numpy(samples).flatten(1)).double().mean(0)
+    weights = torch.stack(list(found.values())).numpy()
     kept = np.flatnonzero(weights.max(0) > 0.02)
     kept = kept[np.argsort(-weights[0, kept])]
     if len(kept) < 2:
         return None
     shown = weights[:, kept]
-    figure = _canvas(1.6 + 0.42 * len(kept), 0.9 + 0.27 * len(rows))
+    figure = _canvas(1.6 + 0.42 * len(kept), 0.9 + 0.27 * len(found))
     axes = figure.subplots()
     axes.imshow(shown, cmap="Blues", vmin=0, vmax=max(0.3, shown.max()), aspect="auto")
     limit = 0.6 * max(0.3, shown.max())
@@ -286,40 +309,29 @@ def modes(rows: Rows) -> Figure | None:
                 fontsize=8,
                 color="white" if value > limit else "black",
             )
-    axes.set_yticks(range(len(rows)), [row["sampler"] for row in rows], fontsize=8)
+    axes.set_yticks(range(len(found)), list(found), fontsize=8)
     axes.set_xticks(range(len(kept)), [str(k + 1) for k in kept], fontsize=8)
     axes.set_xlabel("mode")
     axes.axhline(0.5, color="black", lw=1.2)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"Weight of the modes, %\n{rows[0]['task']}, σ = {rows[0]['sigma_y']:g}", loc="left", fontsize=9)
+    axes.set_title(f"Weight of the modes, %\n{_title(rows[0]['task'])}", loc="left", fontsize=9)
     return figure
 
 
-def density(folder: Path, rows: Rows) -> Figure | None:
+def density(summary: Summary, exact: Exact, rows: Rows) -> Figure | None:
     """Samples of every sampler on the exact density of two coordinates (first measurement)."""
-    from invdiff.bench.posterior.truth import Cell, Problem, Setting
-
-    if not rows or not rows[0]["picture"]:
+    picture = summary.run.suite.task(rows[0]["task"]).picture
+    kept = [(row, summary.run.samples(row["records"][0])) for row in rows]
+    panels = [(row, x.reshape(len(x), -1)[:, list(picture)]) for row, x in kept if x is not None]
+    if len(picture) != 2 or not panels:
         return None
-    panels = []
-    for row in rows:
-        setting = Setting(
-            **{k: row[k] for k in Setting.__dataclass_fields__ if k != "picture"}, picture=tuple(row["picture"])
-        )
-        options = tuple(sorted(row["options"].items()))
-        cell = Cell(row["part"], setting, row["sampler"], row["steps"], row["denoiser"], options)
-        path = folder / "samples" / f"{cell.slug}.npy"
-        if path.exists():
-            panels.append((row, np.load(path)))
-    if not panels:
-        return None
-    i, j = setting.picture
-    weights, means, covariances = _two_dimensional(Problem(setting).posteriors[0], i, j)
+    i, j = picture
+    weights, means, covariances = _two_dimensional(exact.posterior, i, j)
     everything = np.concatenate([points for _, points in panels])
-    exact = next((points for row, points in panels if row["sampler"] == "exact"), everything)
+    right = next((points for row, points in panels if row["sampler"] == "exact"), everything)
     low, high = np.quantile(everything, 0.002, axis=0), np.quantile(everything, 0.998, axis=0)
-    low, high = np.minimum(low, exact.min(0)), np.maximum(high, exact.max(0))
+    low, high = np.minimum(low, right.min(0)), np.maximum(high, right.max(0))
     middle, half = (low + high) / 2, 0.56 * float((high - low).max())
     xs, ys = (np.linspace(m - half, m + half, 181) for m in middle)
     log_density = _log_density(xs, ys, weights, means, covariances)
@@ -346,10 +358,9 @@ def density(folder: Path, rows: Rows) -> Figure | None:
         axes.spines[:].set_visible(True)
         axes.spines[:].set_color("0.8")
         error = row["metrics"].get("mode_error")
-        axes.set_title(row["sampler"] + ("" if error is None else f"   {100 * error:.0f} % misplaced"), fontsize=8)
+        axes.set_title(row["label"] + ("" if error is None else f"   {100 * error:.0f} % misplaced"), fontsize=8)
     figure.suptitle(
-        f"Samples on the exact posterior density (grey), coordinates {i + 1} and {j + 1}: "
-        f"{rows[0]['task']}, σ = {rows[0]['sigma_y']:g}",
+        f"Samples on the exact posterior density (grey), coordinates {i + 1} and {j + 1}: {_title(rows[0]['task'])}",
         fontsize=10,
     )
     return figure
@@ -383,36 +394,34 @@ def _log_density(xs: np.ndarray, ys: np.ndarray, weights: Tensor, means: Tensor,
 
 def denoiser(rows: Rows) -> Figure | None:
     """Exact and learned denoiser side by side, at every number of steps."""
-    rows = [row for row in rows if "sw2" in row["metrics"]]
-    names = list(dict.fromkeys(row["sampler"] for row in rows if row["sampler"] != "exact"))
-    if not names:
+    learned = [row for row in rows if row["part"] in ("learned", "learned prior") and "sw2" in row["metrics"]]
+    bases = list(dict.fromkeys(row["base"] for row in learned))
+    if not bases:
         return None
-    figure = _canvas(2.1 * len(names) + 0.6, 2.7)
-    grid = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-    floor = next((row["metrics"]["sw2"] for row in rows if row["sampler"] == "exact"), None)
-    for axes, name in zip(grid, names, strict=True):
-        for kind, colour, marker in (("exact", "#0072b2", "o"), ("learned", "#d55e00", "s")):
-            _curve(
-                axes,
-                [r for r in rows if r["sampler"] == name and r["denoiser"] == kind],
-                "sw2",
-                f"{kind} denoiser",
-                color=colour,
-                marker=marker,
-            )
-        if floor is not None and name != "unconditional":
-            axes.axhline(floor, color="black", lw=1, ls="--", label="exact samples")
+    exact_tasks = {row["task"].replace("learned ", "steps ") for row in learned} | {
+        row["task"].replace("learned prior", "prior") for row in learned
+    }
+    figure = _canvas(2.1 * len(bases) + 0.6, 2.7)
+    grid = figure.subplots(1, len(bases), squeeze=False, sharey=True)[0]
+    for axes, base in zip(grid, bases, strict=True):
+        own = [row for row in rows if row["base"] == base]
+        right = [row for row in own if any(row["task"].startswith(t) for t in exact_tasks)]
+        _curve(axes, right, "sw2", "exact denoiser", color=palette.COLOURS[0], marker="o")
+        _curve(axes, [r for r in learned if r in own], "sw2", "learned denoiser", color=palette.COLOURS[1], marker="s")
+        floors = [row for row in rows if row["sampler"] == "exact" and any(row["task"] == r["task"] for r in right)]
+        for floor in floors:
+            axes.axhline(floor["metrics"]["sw2"], color="black", lw=1, ls="--", label="exact samples")
         axes.set_xscale("log")
-        steps = sorted({row["steps"] for row in rows if row["steps"]})
+        steps = sorted({row["steps"] for row in learned})
         axes.set_xticks(steps, [str(s) for s in steps])
         axes.minorticks_off()
-        axes.set_title("prior only" if name == "unconditional" else name, loc="left")
+        axes.set_title(base.partition(",")[0], loc="left")
         axes.set_xlabel("steps")
     grid[0].set_ylabel("sliced W2")
     grid[0].set_ylim(bottom=0)
     grid[-1].legend(fontsize=7)
     figure.suptitle(
-        f"Network, discretisation and method: {rows[0]['task']}, σ = {rows[0]['sigma_y']:g}. "
+        f"Network, discretisation and method: {_title(learned[0]['task']).removeprefix('learned ')}. "
         "Right end of the blue line: the method",
         fontsize=10,
     )

@@ -104,7 +104,6 @@ class Exact:
             covariance, mean = inner.mT @ inner / len(inner), mean @ basis
         else:
             covariance, directions = self.posterior.covariance.double(), self.directions
-        responsibilities = self._responsibilities()
         return Reference(
             draws=self.sample(self.n, "draws").flatten(1),
             mean=mean,
@@ -112,12 +111,14 @@ class Exact:
             directions=directions,
             gaussian=isinstance(self.prior, GaussianBackbone),
             new_draws=lambda n, seed: self.sample(n, "new", seed).flatten(1),
-            responsibilities=responsibilities,
-            mode_weights=None if responsibilities is None else self.posterior.weights,
+            responsibilities=self.responsibilities,
+            mode_weights=None if self.responsibilities is None else self.posterior.weights,
             basis=basis,
         )
 
-    def _responsibilities(self) -> Callable[[Tensor], Tensor] | None:
+    @cached_property
+    def responsibilities(self) -> Callable[[Tensor], Tensor] | None:
+        """(n, d) -> (n, K), probabilities of a mixture's components; None for a Gaussian."""
         prior = self.prior
         if isinstance(prior, GaussianBackbone):
             return None

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; their yellow and black, which vanish on a white or
-# a black page, are replaced. Every sampler has a marker of its own as well.
-COLOURS = ("#0f7fc4", "#d95f02", "#009e73", "#cc6fa7", "#b8860b", "#56a8d8", "#8a63c9", "#7f7f7f", "#a65141", "#5b8c2a")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<")
 INK = "#010203"  # stands for the page's text colour until a figure is put into a page
 
 _RC: dict[Any, Any] = {
@@ -41,18 +37,6 @@ _RC: dict[Any, Any] = {
 _PAPER = "#1a1a1a"
 
 Style = Mapping[str, tuple[str, str]]  # sampler -> colour, marker
-
-
-def styles(samplers: Sequence[str], families: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every sampler, the same in all figures.
-
-    Args:
-        samplers: labels, in order.
-        families: label -> the sampler's name. Where there are more labels than colours, a family shares its colour.
-    """
-    names = list(dict.fromkeys(samplers if len(samplers) <= len(COLOURS) else (families.get(s, s) for s in samplers)))
-    look = {n: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
-    return {s: look[s if s in look else families.get(s, s)] for s in samplers}
 
 
 # ---- quality against cost ---------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from invdiff import palette
+from invdiff.bench.posterior.figures import posterior_figures
 from invdiff.bench.report import figures, tables
 from invdiff.bench.report.tables import NOT_AVAILABLE, Entry, Summary, Table, bounds, heading, number
 from invdiff.bench.run.store import Record, Run
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
 _CHART_COSTS = ("nfe", "forward_equivalents", "seconds")
 _CHARTED = 3  # metrics that get charts
+_FEW_TASKS = 8  # with more than these one metric gets charts, against one cost
 _SHOWN = 5  # images in a grid
 _ERRORS = 100  # rows of failures
 _TILE = 256  # pixels; pictures larger than this are shown smaller
-_GLYPHS = dict(zip(figures.MARKERS, "●■▲◆▼✚✖★⬟◀", strict=True))
+_GLYPHS = dict(zip(palette.MARKERS, "●■▲◆▼✚✖★⬟◀", strict=True))
 
 
 def make_report(run_folder: str | Path, out: str | Path | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -92,7 +95,7 @@ class _Report:
         self.summary, self.run = summary, summary.run
         self.title = f"Benchmark: {self.run.suite.name}"
         self.families = {r.sampler: str(r.settings.get("sampler", r.sampler)) for r in summary.records}
-        self.style = figures.styles(summary.samplers, self.families)
+        self.style = palette.styles(summary.samplers, self.families)
 
     @cached_property
     def charted(self) -> list[Metric]:
@@ -105,7 +108,8 @@ class _Report:
             and any(row.entries[m.name].value is not None for t in s.tables for row in t.rows)
         ]
         leading = s.leading_metric
-        return sorted(having, key=lambda m: leading is None or m.name != leading.name)[:_CHARTED]
+        most = _CHARTED if len(s.tasks) <= _FEW_TASKS else 1
+        return sorted(having, key=lambda m: leading is None or m.name != leading.name)[:most]
 
     # ---- the page -----------------------------------------------------------------------------------------------
 
@@ -147,15 +151,12 @@ class _Report:
         backbone = s.info.get("backbone") or {}
         return (
             f'<header id="overview"><p class="kicker">invdiff benchmark</p><h1>{escape(suite.name)}</h1>{description}'
-            f'<dl class="facts">{boxes}</dl><div class="summary"><p>{self._names(first)}</p>'
-            f"<ul>{''.join(f'<li>{self._names(line)}</li>' for line in rest)}</ul></div>"
+            f'<dl class="facts">{boxes}</dl><div class="summary"><p>{escape(first)}</p>'
+            f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in rest)}</ul></div>"
             f'<p class="small">Backbone: {escape(str(backbone.get("name") or "unknown"))}. Images: '
             f"{escape('drawn from the backbone (its own prior)' if s.info.get('images_from_prior') else str(suite.images))}.</p>"
             "</header>"
         )
-
-    def _names(self, line: str) -> str:
-        return escape(line)
 
     def _ranks(self) -> str:
         panels = []
@@ -277,7 +278,8 @@ class _Report:
         return f'<h3>Quality against cost</h3>{_tabs(panels)}<p class="small">{caption}</p>'
 
     def _chart_points(self, table: Table, metric: Metric) -> list[tuple[Metric, list[tables.Point]]]:
-        costs = [c for c in table.costs if c.name in _CHART_COSTS]
+        wanted = _CHART_COSTS if len(self.summary.tasks) <= _FEW_TASKS else _CHART_COSTS[1:2]
+        costs = [c for c in table.costs if c.name in wanted]
         found = [(c, self.summary.points(table.task, metric.name, c.name)) for c in costs]
         return [(c, points) for c, points in found if points]
 
@@ -304,7 +306,7 @@ class _Report:
         """The error that is brightest in a task's maps: its 99th percentile, rounded up to 0.05."""
         gaps = []
         for image in images:
-            truth = _pixels(self.run.truth(image))
+            truth = _pixels(self.run.truth(image, task))
             for record in self._records(task, image):
                 restored = _pixels(self.run.image(record))
                 if truth is not None and restored is not None and truth.shape == restored.shape:
@@ -313,12 +315,14 @@ class _Report:
         return max(0.05, math.ceil(high * 20) / 20)
 
     def _grid(self, table: Table) -> str:
-        images = self._shown(table.task)
+        images = [i for i in self._shown(table.task) if any(r.file for r in self._records(table.task, i))]
+        if not images:
+            return ""
         total = len({r.image for r in self.summary.records if r.task == table.task})
         top, metric = self._top(table.task, images), self.summary.leading_metric
         blocks = []
         for image in images:
-            truth, records = _pixels(self.run.truth(image)), self._records(table.task, image)
+            truth, records = _pixels(self.run.truth(image, table.task)), self._records(table.task, image)
             tiles = [_tile([truth], "truth", "", f"{image}, truth")] if truth is not None else []
             measured = _pixels(self.run.measured(table.task, image))
             if measured is not None:
@@ -360,7 +364,8 @@ class _Report:
         if metric is None:
             return ""
         top, cards = self._top(table.task, self._shown(table.task)), []
-        for row in table.rows:
+        pictured = any(r.file for r in self.summary.records if r.task == table.task)
+        for row in table.rows if pictured else ():
             having: list[tuple[float, Record]] = []
             for r in self.summary.records:
                 value = r.metrics.get(metric.name)
@@ -369,7 +374,7 @@ class _Report:
             if not having:
                 continue
             r = min(having, key=lambda pair: pair[0])[1]
-            truth, restored = _pixels(self.run.truth(r.image)), _pixels(self.run.image(r))
+            truth, restored = _pixels(self.run.truth(r.image, r.task)), _pixels(self.run.image(r))
             pictures = [truth, _pixels(self.run.measured(r.task, r.image)), restored]
             names = ["truth", "measurement", "restoration", "error"]
             if truth is not None and restored is not None and truth.shape == restored.shape:
@@ -520,14 +525,14 @@ class _Report:
             for image in images:
                 by_sampler = {r.sampler: r for r in self._records(table.task, image)}
                 restored = [by_sampler.get(r.sampler) for r in table.rows]
-                pictures = [self.run.truth(image), self.run.measured(table.task, image)]
+                pictures = [self.run.truth(image, table.task), self.run.measured(table.task, image)]
                 rows.append(
                     [_pixels(p) for p in [*pictures, *(None if r is None else self.run.image(r) for r in restored)]]
                 )
             if any(p is not None for row in rows for p in row):
                 heads = ["truth", "measured", *(r.sampler for r in table.rows)]
                 found.append((f"images-{slug(table.task)}", figures.grid_figure(rows, heads, images)))
-        return found
+        return found + posterior_figures(self.summary)
 
 
 # ---- pieces of HTML ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from invdiff.metrics import METRICS, Metric
 COSTS = ("nfe", "vjps", "forward_equivalents", "seconds", "peak_memory")
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "none": ""}
 NOT_AVAILABLE = "not available"
+_SPELLED_OUT = 6  # tasks without a winner that get a sentence each
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ class Summary:
         left_out: dict[str, list[str]] = {}
         wanted = {name for t in self.run.suite.tasks if t.name == task for name in self.run.suite.metrics_of(t)}
         for m in metrics:
-            if all(row.entries[m.name].value is None for row in rows) and (m.name in wanted or not wanted):
+            tried = any(m.name in r.metrics for r in cells) or any(self._grouped(task, r.sampler, m.name) for r in rows)
+            if all(row.entries[m.name].value is None for row in rows) and m.name in wanted and tried:
                 left_out.setdefault(rows[0].entries[m.name].reason, []).append(m.label)
         return Table(
             task,
@@ -309,8 +311,10 @@ class Summary:
                 for t, rows in clear
             ]
             said.append(f"Significantly better than every other sampler in {leading.label}: {'; '.join(names)}.")
-        for table, _ in unclear:
-            said.append(self._undecided(table, leading))
+        if len(unclear) > _SPELLED_OUT:
+            said.append(f"On {len(unclear)} of {len(self.tables)} tasks no sampler is significantly best in {leading.label}.")
+        else:
+            said += [self._undecided(table, leading) for table, _ in unclear]
         if len(self.samplers) > 1:
             said.extend(self._other_metrics(leading))
         return [*said, *self._caveats()]

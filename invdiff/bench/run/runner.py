@@ -31,7 +31,6 @@ from invdiff.checks import one_of
 from invdiff.errors import InvdiffError
 from invdiff.images import from_pil
 from invdiff.metrics import Metric, Unavailable, forward_equivalents, get_metric
-from invdiff.samplers.base import sampler_class
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "scipy", "scikit-image", "lpips", "torch-fidelity", "ray")
 

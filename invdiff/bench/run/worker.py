@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
+from invdiff.backbones.zoo import load_backbone
 from invdiff.bench.posterior.reference import Exact
 from invdiff.bench.run.backbones import Backbones
 from invdiff.bench.run.images import drawn_from_prior
@@ -149,7 +150,7 @@ class Worker:
         truth = self._truth(task, model, numbers)
         operator = task.build(model.image_shape, numbers)
         y = operator.measure(truth, task.sigma_y, [measurement_seed(task.name, cell.image) for cell in batch.cells])
-        exact = self._exact(task, model, operator, truth, y, batch)
+        exact = posteriors(self.suite, task, model, operator, truth, y, [cell.image for cell in batch.cells])
         self._warm_up(model, len(numbers))
         with peak_memory(model.device) as peak, warnings.catch_warnings():
             warnings.simplefilter("ignore", InvdiffWarning)
@@ -185,21 +186,6 @@ class Worker:
             return drawn_from_prior(prior, count, self.suite.image_seed)[list(numbers)].float()
         low, high = self.suite.value_range
         return self.truths[list(numbers)] * (high - low) + low
-
-    def _exact(
-        self, task: Task, model: Any, operator: LinearOperator, truth: Tensor, y: Tensor, batch: Batch
-    ) -> list[Exact] | None:
-        """The exact posterior of every cell, where there is one in the unit of the suite."""
-        prior = getattr(model, "prior", model)
-        if self.suite.value_range != (-1.0, 1.0) or not hasattr(prior, "posterior"):
-            return None
-        found, shared = [], {}
-        for k, cell in enumerate(batch.cells):
-            one = operator[k] if operator.batch_size is not None else operator
-            seed = positive_seed_of("reference", task.name, cell.image)
-            n = self.suite.n_samples_of(task)
-            found.append(Exact(prior, one, y[k : k + 1], task.sigma_y, truth[k], n, seed, shared))
-        return found
 
     def _judge(
         self,
@@ -296,6 +282,34 @@ class Worker:
             x = torch.zeros(size, *model.image_shape, device=model.device, dtype=model.dtype)
             with suppress(Exception), torch.inference_mode():
                 model.predict(x, 0)
+
+
+def posteriors(
+    suite: Suite, task: Task, model: Any, operator: LinearOperator, truth: Tensor, y: Tensor, images: Sequence[str]
+) -> list[Exact] | None:
+    """The exact posterior of every measurement, where there is one in the unit of the suite."""
+    prior = getattr(model, "prior", model)
+    if suite.value_range != (-1.0, 1.0) or not hasattr(prior, "posterior"):
+        return None
+    n, shared = suite.n_samples_of(task), {}
+    found = []
+    for k, image in enumerate(images):
+        one = operator[k] if operator.batch_size is not None else operator
+        seed = positive_seed_of("reference", task.name, image)
+        found.append(Exact(prior, one, y[k : k + 1], task.sigma_y, truth[k], n, seed, shared))
+    return found
+
+
+def first_posterior(suite: Suite, task: Task) -> Exact:
+    """The exact posterior of a task's first measurement, as the run had it."""
+    name, options = suite.backbone_of(task)
+    model: Any = load_backbone(name, **options)
+    truth = drawn_from_prior(getattr(model, "prior", model), 1, suite.image_seed).float()
+    operator, image = task.build(model.image_shape, [0]), suite.images_of(task, [])[0]
+    y = operator.measure(truth, task.sigma_y, [measurement_seed(task.name, image)])
+    found = posteriors(suite, task, model, operator, truth, y, [image])
+    assert found is not None
+    return found[0]
 
 
 def _exact_draws(exact: list[Exact] | None, batch: Batch, n: int, value_range: tuple[float, float]) -> Solution:

@@ -425,6 +425,16 @@ def suite_names() -> list[str]:
     return sorted(path.relative_to(SUITES).with_suffix("").as_posix() for path in SUITES.rglob("*.toml"))
 
 
+def quick_selection(name: str) -> str:
+    """The name of a suite's short selection: ``truth-quick`` of ``truth``.
+
+    Raises:
+        InvdiffError: it has none.
+    """
+    having = [n.removesuffix("-quick") for n in suite_names() if n.endswith("-quick")]
+    return f"{one_of('a suite with a quick selection', name, having)}-quick"
+
+
 def load_suite(name_or_path: str | Path, **overrides: Any) -> Suite:
     """A suite that ships with the package, or one of your own.
 
