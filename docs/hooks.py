@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from invdiff.markdown import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 DATA = DOCS / "data"
@@ -63,21 +65,6 @@ def note(text: str) -> str:
     return f'!!! note "Not here yet"\n    {text}'
 
 
-def rows_table(head: list[str], rows: list[list[Any]], align: str = "") -> str:
-    """A Markdown table; `align` has one of l, r, c per column."""
-    rule = {"l": ":--", "r": "--:", "c": ":-:"}
-    align = align or "l" * len(head)
-    lines = [
-        "| " + " | ".join(head) + " |",
-        "|" + "|".join(rule[a] for a in align) + "|",
-    ]
-    lines += [
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
 def _first_line(thing: Any) -> str:
     return _plain_ticks(
         (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
@@ -111,7 +98,9 @@ def options(name: str) -> str:
                 _plain_ticks(meta["help"]),
             ]
         )
-    return rows_table(["option", "default", "accepted", "what it does"], rows)
+    return markdown_table(
+        ["option", "default", "accepted", "what it does"], rows
+    )
 
 
 def _range(meta: Any) -> str:
@@ -142,7 +131,7 @@ def presets(name: str) -> str:
             )
     if not rows:
         return "No tuned settings: the defaults hold for every operator."
-    return rows_table(["operator", "noise", "settings", "from"], rows)
+    return markdown_table(["operator", "noise", "settings", "from"], rows)
 
 
 def traits(name: str) -> str:
@@ -171,7 +160,7 @@ def traits(name: str) -> str:
         ],
         ["paper", cls.paper],
     ]
-    return rows_table(["", ""], rows)
+    return markdown_table(["", ""], rows)
 
 
 def samplers_table() -> str:
@@ -203,7 +192,7 @@ def samplers_table() -> str:
         "A x = y",
         "in one line",
     ]
-    return rows_table(head, rows, "lrcccl")
+    return markdown_table(head, rows, "lrcccl")
 
 
 def code(*targets: str) -> str:
@@ -265,7 +254,7 @@ def operators_table() -> str:
                 _first_line(cls),
             ]
         )
-    return rows_table(["name", "class", "what it measures"], rows)
+    return markdown_table(["name", "class", "what it measures"], rows)
 
 
 def _default(parameter: inspect.Parameter) -> str:
@@ -289,7 +278,9 @@ def masks_table() -> str:
                 _first_line(getattr(masks, name)),
             ]
         )
-    return rows_table(["name", "known at 64x64", "which pixels"], rows, "lrl")
+    return markdown_table(
+        ["name", "known at 64x64", "which pixels"], rows, "lrl"
+    )
 
 
 def backbones_table() -> str:
@@ -319,7 +310,7 @@ def backbones_table() -> str:
             )
     if not rows:
         return note("No backbone is embedded in this copy.")
-    return rows_table(["name", "kind", "image", "times"], rows)
+    return markdown_table(["name", "kind", "image", "times"], rows)
 
 
 def metrics_table() -> str:
@@ -334,12 +325,12 @@ def metrics_table() -> str:
             m.label,
             arrows[m.direction],
             m.unit,
-            m.needs,
+            ", ".join(sorted(m.needs)),
             _plain_ticks(m.description),
         ]
         for _, m in METRICS.items()
     ]
-    return rows_table(
+    return markdown_table(
         ["name", "label", "better", "unit", "computed from", "what it says"],
         rows,
     )
@@ -373,7 +364,7 @@ def suites_table() -> str:
             rows.append([f"`{name}`", "", "", f"({type(error).__name__})"])
     if not rows:
         return note("This copy of the package ships no suite.")
-    return rows_table(
+    return markdown_table(
         ["suite", "tasks", "samplers", "what it asks"], rows, "lrrl"
     )
 
@@ -483,7 +474,7 @@ def data_table(
         "r" if all(isinstance(row.get(c), int | float) for row in rows) else "l"
         for c in columns
     ]
-    return rows_table(head or columns, body, "".join(numeric))
+    return markdown_table(head or columns, body, "".join(numeric))
 
 
 def read_rows(name: str) -> list[dict[str, Any]] | None:

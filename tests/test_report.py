@@ -88,7 +88,7 @@ def make_run(
                     if file:
                         run.save(file, Image.fromarray(np.clip(picture + rng.integers(0, 20), 0, 255).astype("uint8")))
                     price = (nfe, vjps, nfe + 1.5 * vjps, 0.01 * nfe, 100.0) if costs else (None,) * 5
-                    metrics = {"psnr": psnr, "lpips": None, "misfit": 1e-6 * (1 + i)}
+                    metrics = {"psnr": psnr, "lpips": None, "misfit": 1e-3 * (1 + i)}
                     records.append(Record(*common, "ok", None, *price, metrics, file))
     run.write(records, {"lpips": "the weights of AlexNet cannot be fetched; run `invdiff fetch lpips`"})
     run.write_groups(
@@ -229,7 +229,7 @@ def test_mistakes_are_refused(tmp_path):
     run = make_run(tmp_path / "r", images=1, pictures=False)
     with pytest.raises(InvdiffError, match="Did you mean 'html'"):
         make_report(run.folder, formats=("htm",))
-    empty = Run.create(tmp_path / "empty", run.suite, {})
+    empty = Run.create(tmp_path / "empty", run.suite, {"images": []})
     with pytest.raises(InvdiffError, match="no finished cell"):
         make_report(empty.folder)
 
@@ -359,6 +359,23 @@ def test_less_misfit_than_noise_is_no_merit(tmp_path):
     for sigma_y, best in ((0.0, True), (0.1, False)):
         run.write([replace(r, sigma_y=sigma_y) for r in low])
         assert Summary(run).tables[0].row("DDNM").entries["misfit"].best == best
+
+
+def test_rounding_is_no_difference(tmp_path):
+    """Misfits of 5e-9 and 1e-6 are both nothing: no mark, no rank, no verdict."""
+    a, b = (make_run(tmp_path / n, pictures=False, images=16, tasks=("half",)) for n in "ab")
+    for run, factor in ((a, 1e-6), (b, 1e-7)):
+        scale = {"DDNM": factor, "RePaint": 1e-8 * factor}
+        run.write(
+            [replace(r, metrics={"misfit": r.metrics["misfit"] * scale.get(r.sampler, 1)}) for r in run.records()]
+        )
+    summary = Summary(a)
+    marked = {row.sampler for row in summary.tables[0].rows if row.entries["misfit"].best}
+    assert marked == {"DDNM", "RePaint"}  # equal, and better than the third
+    ranks = summary.ranking(get_metric("misfit")).ranks
+    assert ranks["DDNM"] == ranks["RePaint"] == 1.5
+    verdicts = {c.sampler: c.verdict for c in compare(a, b).changes if c.metric.name == "misfit"}
+    assert set(verdicts.values()) == {"no difference shown"}
 
 
 def test_noise_alone_is_no_difference_and_few_images_say_so(tmp_path):

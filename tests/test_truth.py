@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import invdiff.bench.posterior.truth as truth_module
 import numpy as np
 import pytest
 import torch
-from invdiff.bench.posterior.truth import (
-    Cell,
-    Problem,
-    Setting,
-    calibrate,
-    load_suite,
-    plan,
-    posterior_table,
-    read_results,
-    run_cell,
-    tables,
-    truth,
-)
 from torch import Tensor
 
 from invdiff import Mask, NoiseSchedule, solve
+from invdiff.bench.posterior import reference
+from invdiff.bench.report.report import make_report
+from invdiff.bench.run.runner import bench, merge_runs, run_suite
+from invdiff.bench.run.store import Record, Run
+from invdiff.bench.run.worker import first_posterior
+from invdiff.bench.suite.suite import EXACT, SamplerEntry, Suite, Task, load_suite, quick_selection
 from invdiff.errors import InvdiffError
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.samplers import jumps
@@ -219,235 +210,201 @@ def test_fresh_noise_keeps_ddnm_over_confident_at_any_number_of_steps():
     assert all(0.7 < r < 0.8 for r in ratios)
 
 
-def test_without_data_only_discretisation_is_left():
-    setting = Setting("t", "gaussian8", "mask-first-4", 0.0, 1, 4000, 0)
-    coarse, fine = (run_cell(Cell("steps", setting, "unconditional", steps))["metrics"] for steps in (25, 1000))
-    assert coarse["var_unseen"] == pytest.approx(0.59, abs=0.05) and coarse["w2"] > 0.2
-    assert fine["var_unseen"] == pytest.approx(0.98, abs=0.04) and fine["w2"] < 0.05
+# ---- a suite whose posteriors are known -------------------------------------------------------------------------
+
+DISTANCES = (
+    "sw2",
+    "w2",
+    "w2_null",
+    "bias_null",
+    "var_null",
+    "var_range",
+    "c2st",
+    "coverage_90",
+    "mode_error",
+    "misfit",
+)
+FIRST_HALF = Task("gaussian", "mask", {"mask": "half"}, 0.1, backbone="gaussian8")
+MODES = Task(
+    "modes", "mask", {"mask": "half", "fraction_known": 0.875}, backbone="two-modes16", n_samples=60, picture=(14, 15)
+)
+RANKS = ("rank_null", "rank_range", "p_null", "p_range", "holds_90_null", "holds_90_range")
 
 
-# ---- one run ----------------------------------------------------------------------------------------------------
-
-SMALL = Setting("small", "gaussian8", "mask-first-4", 0.1, 2, 400, 0)
-
-
-def test_exact_samples_score_at_the_floor():
-    row = run_cell(Cell("distances", SMALL, "exact"))
-    assert row["metrics"]["c2st"] == pytest.approx(0.5, abs=0.05)
-    assert row["metrics"]["w2"] < 0.12 and row["metrics"]["coverage_90"] == pytest.approx(0.9, abs=0.02)
-    assert row["metrics"]["misfit"] == pytest.approx(0.1, abs=0.03)
-    for sampler in ("ddnm", "dps"):
-        found = run_cell(Cell("distances", SMALL, sampler, 50))
-        assert found["metrics"]["w2"] > 2 * row["metrics"]["w2"]
+def posterior_suite(tasks: tuple[Task, ...], *samplers: SamplerEntry, **keys: Any) -> Suite:
+    """A suite of exact priors, with the exact samples and `samplers`."""
+    keys = {"measurements": 2, "n_samples": 400, "metrics": DISTANCES, **keys}
+    return Suite("exact", tasks, (SamplerEntry(EXACT, EXACT), *samplers), value_range=(-1.0, 1.0), **keys)
 
 
-def test_a_run_is_a_function_of_its_cell():
-    cell = Cell("distances", SMALL, "ddnm+", 25)
-    first = run_cell(cell)
-    run_cell(Cell("distances", dataclasses.replace(SMALL, sigma_y=0.0), "ddnm", 10))
-    truth_module._problem.cache_clear()
-    assert run_cell(cell)["metrics"] == first["metrics"]
-    assert first["nfe"] == 25 and first["vjp"] == 0 and first["settings"]["eta"] == 0.85
+def means(run: Run, sampler: str, task: str = "gaussian") -> dict[str, float]:
+    """Every metric of a sampler on a task, averaged over the measurements."""
+    found = [r for r in run.records() if (r.task, r.sampler) == (task, sampler)]
+    assert found and all(r.ok for r in found), [r.error for r in found]
+    return {k: float(np.mean([r.metrics[k] for r in found])) for k, v in found[0].metrics.items() if v is not None}
 
 
-def test_gradients_are_counted():
-    row = run_cell(Cell("distances", SMALL, "pigdm", 10))
-    assert row["vjp"] == row["nfe"] == 10
+def test_exact_samples_score_at_the_floor_and_samplers_above(tmp_path):
+    entries = [SamplerEntry(name, name, {"steps": 50}) for name in ("ddnm", "dps")]
+    run = run_suite(posterior_suite((FIRST_HALF,), *entries), tmp_path / "r", progress=False)
+    floor = means(run, EXACT)
+    assert floor["c2st"] == pytest.approx(0.5, abs=0.05) and floor["w2"] < 0.15
+    assert floor["coverage_90"] == pytest.approx(0.9, abs=0.03) and floor["misfit"] == pytest.approx(0.095, abs=0.03)
+    assert floor["var_null"] == pytest.approx(1, abs=0.15) and "mode_error" not in floor
+    for entry in entries:
+        assert means(run, entry.label)["w2"] > 2 * floor["w2"]
+    records = run.records()
+    assert {r.settings["n_samples"] for r in records} == {400} and not any(r.file for r in records)
+    assert run.samples(records[0]).shape == (400, 1, 1, 8) and run.samples(records[1]) is None
+    costs = {r.sampler: (r.nfe, r.vjps) for r in records}
+    assert costs == {EXACT: (None, None), "ddnm": (50, 0), "dps": (50, 50)}
 
 
-def test_nothing_is_clipped_where_the_prior_leaves_the_range():
-    setting = Setting("t", "gmm25-8-original", "random-1", 1.0, 1, 50, 0)
-    assert run_cell(Cell("distances", setting, "replacement", 10))["settings"]["clip"] is False
-    assert run_cell(Cell("distances", SMALL, "replacement", 10))["settings"]["clip"] is True
+def test_without_data_only_discretisation_is_left(tmp_path):
+    nothing = replace(FIRST_HALF, options={"mask": "box", "fraction": 1.0}, sigma_y=0.0, n_samples=4000, measurements=1)
+    entries = [SamplerEntry(f"{n}", "unconditional", {"steps": n}) for n in (25, 1000)]
+    run = run_suite(posterior_suite((nothing,), *entries), tmp_path / "r", progress=False)
+    coarse, fine = (means(run, entry.label) for entry in entries)
+    assert coarse["var_null"] == pytest.approx(0.59, abs=0.05) and coarse["w2"] > 0.2
+    assert fine["var_null"] == pytest.approx(0.98, abs=0.04) and fine["w2"] < 0.05
+    assert "var_range" not in fine and "var_range" in run.unavailable
 
 
-def test_the_exact_posterior_of_large_images_is_looked_at_along_its_leading_directions(monkeypatch):
-    monkeypatch.setattr(truth_module, "_LARGEST_BASIS", 100)
-    setting = Setting("t", "gaussian16x16", "super-resolution-4", 0.1, 1, 150, 0)
-    exact, found = (run_cell(Cell("distances", setting, name, 10))["metrics"] for name in ("exact", "ddnm"))
-    assert exact["var_unseen"] == pytest.approx(1, abs=0.1) and exact["var_seen"] == pytest.approx(1, abs=0.25)
-    assert found["var_unseen"] < 0.8 and found["sw2"] > exact["sw2"]
+def test_pictures_of_a_known_prior_are_kept_and_looked_at_along_leading_directions(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "LARGEST_BASIS", 100)
+    task = Task(
+        "image", "super_resolution", {"scale": 4, "kernel": "box"}, 0.1, backbone="gaussian16x16", n_samples=150
+    )
+    suite = posterior_suite((task,), SamplerEntry("ddnm", "ddnm", {"steps": 10}), metrics=(*DISTANCES, "psnr"))
+    run = run_suite(suite, tmp_path / "r", progress=False)
+    exact, found = means(run, EXACT, "image"), means(run, "ddnm", "image")
+    assert exact["var_null"] == pytest.approx(1, abs=0.1) and exact["var_range"] == pytest.approx(1, abs=0.25)
+    assert found["var_null"] < 0.8 and found["sw2"] > exact["sw2"] and 10 < found["psnr"] < 40
+    first = run.records()[0]
+    assert run.image(first).size == run.truth(first.image, "image").size == run.measured("image", first.image).size
+    assert run.image(first).size == (16, 16) and run.truth("x-001", "image") is None
 
 
-# ---- calibration ------------------------------------------------------------------------------------------------
+def test_the_truth_is_one_more_sample_of_the_exact_posterior(tmp_path):
+    """Ranks are uniform for exact samples, of a Gaussian and of a mixture, and those of a narrow sampler are not."""
+    tasks = (FIRST_HALF, replace(MODES, name="modes", n_samples=19))
+    entries = (SamplerEntry("ddnm", "ddnm", {"steps": 25}),)
+    suite = posterior_suite(tasks, *entries, metrics=RANKS, measurements=300, n_samples=19)
+    run = run_suite(suite, tmp_path / "r", progress=False)
+    groups = {(g.task, g.sampler, g.metric): g.value for g in run.groups()}
+    assert min(groups["gaussian", EXACT, "p_null"], groups["gaussian", EXACT, "p_range"]) > 0.01
+    assert groups["modes", EXACT, "p_null"] > 0.01 and groups["modes", EXACT, "p_range"] is None
+    assert means(run, EXACT)["holds_90_null"] == pytest.approx(0.9, abs=0.03)
+    assert groups["gaussian", "ddnm", "p_range"] < 1e-4 and means(run, "ddnm")["holds_90_range"] < 0.5
 
 
-def test_exact_posteriors_are_calibrated_and_narrowed_ones_are_not():
-    problem = Problem(Setting("t", "gaussian8", "mask-first-4", 0.1, 600, 19, 3))
-    exact = torch.stack([p.sample(19, seed=i).flatten(1) for i, p in enumerate(problem.posteriors)])
-    right = calibrate(problem, exact)
-    assert right["p_unseen"] > 0.01 and right["p_seen"] > 0.01
-    assert right["coverage_90_unseen"] == pytest.approx(0.9, abs=0.03) and sum(right["ranks_unseen"]) == 600
-    centre = exact.mean(1, keepdim=True)
-    narrow = calibrate(problem, centre + 0.5 * (exact - centre))
-    assert narrow["p_unseen"] < 1e-4 and narrow["coverage_90_unseen"] < 0.75
+def test_a_learned_denoiser_is_compared_with_the_prior_that_it_has_learned(tmp_path):
+    options = {"prior": "two-modes16", "iterations": 150}
+    task = replace(MODES, backbone="learned", backbone_options=options, sigma_y=0.1)
+    tasks = (MODES, replace(task, name="learned"))
+    run = run_suite(posterior_suite(tasks, SamplerEntry("ddnm", "ddnm", {"steps": 10})), tmp_path / "r", progress=False)
+    exact, learned = means(run, "ddnm", "modes"), means(run, "ddnm", "learned")
+    assert exact["mode_error"] != learned["mode_error"] and learned["sw2"] > 0
+    assert run.info["backbones"]["learned"]["name"] == "learned-two-modes16"
 
 
-def test_the_ranks_of_a_mixture_are_uniform_too():
-    row = run_cell(Cell("calibration", Setting("t", "two-modes16", "mask-first-14", 0.0, 300, 19, 0), "exact"))
-    assert row["metrics"]["p_unseen"] > 0.01 and "p_seen" not in row["metrics"]
+# ---- it is run like any other -----------------------------------------------------------------------------------
+
+TINY = posterior_suite(
+    (
+        FIRST_HALF,
+        MODES,
+        replace(FIRST_HALF, name="ranks", part="calibration", metrics=RANKS, measurements=110, n_samples=9),
+    ),
+    SamplerEntry("ddnm", "ddnm", {"steps": 5}),
+    SamplerEntry("ddrm", "ddrm", {"steps": 5}),
+    n_samples=60,
+)
 
 
-# ---- the suite --------------------------------------------------------------------------------------------------
-
-TINY = """
-[suite]
-seed = 0
-samplers = ["ddnm", "ddrm"]
-[[task]]
-name = "small"
-prior = "gaussian8"
-operator = "mask-first-4"
-sigma_y = [0.0, 0.1]
-samples = 60
-steps = { ddnm = 10 }
-variants = [{ sampler = "ddnm", eta = 0.0 }]
-[[task]]
-name = "modes"
-prior = "two-modes16"
-operator = "mask-first-14"
-sigma_y = [0.0]
-samples = 60
-picture = [14, 15]
-[[task]]
-name = "missing"
-prior = "no-such-prior"
-operator = "mask-first-4"
-sigma_y = [0.0]
-samples = 60
-[[curve]]
-name = "small"
-prior = "gaussian8"
-operator = "mask-first-4"
-sigma_y = [0.0]
-samples = 60
-steps = [5, 10]
-[[calibration]]
-name = "small"
-prior = "gaussian8"
-operator = "mask-first-4"
-sigma_y = [0.1]
-measurements = 40
-samples = 9
-[[denoiser]]
-name = "modes"
-prior = "two-modes16"
-operator = "mask-first-14"
-sigma_y = [0.1]
-samples = 60
-iterations = 20
-steps = [5, 10]
-samplers = ["unconditional", "ddnm"]
-[quick]
-samples = 40
-tasks = ["small"]
-sigma_y = [0.0]
-steps = [5]
-curves = []
-calibrations = []
-calibration_measurements = 20
-iterations = 10
-"""
+def timeless(run: Run) -> list[Record]:
+    return [replace(record, seconds=None) for record in run.records()]
 
 
-@pytest.fixture
-def suite(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
-    return path
+def test_stopped_resumed_split_and_merged_it_is_the_same(tmp_path):
+    whole = run_suite(TINY, tmp_path / "whole", progress=False)
+
+    def stops(outcome: Any) -> None:
+        if outcome.batch.number == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(TINY, tmp_path / "broken", progress=False, on_batch=stops)
+    assert 0 < len(Run.open(tmp_path / "broken").records()) < len(whole.records())
+    again = run_suite(TINY, tmp_path / "broken", resume=True, progress=False)
+    parts = [run_suite(TINY, tmp_path / f"{i}", shard=f"{i}/2", progress=False).folder for i in (1, 2)]
+    merged = merge_runs(parts, tmp_path / "merged")
+    assert timeless(again) == timeless(merged) == timeless(whole)
+    assert again.groups() == merged.groups() == whole.groups()
+    assert merged.info["missing"] == 0
+    for record in whole.records():
+        kept = [run.samples(record) for run in (whole, again, merged)]
+        assert all((k is None) == (record.image != "x-000") for k in kept)
+        assert kept[0] is None or all(np.array_equal(kept[0], k) for k in kept)
+    files = {path.name for path in make_report(merged.folder)}
+    assert {
+        "report.html",
+        "overview.png",
+        "distances.svg",
+        "calibration.png",
+        "modes-modes.png",
+        "density-modes.png",
+    } <= files
+    with open(merged.folder / "report" / "summary.csv", newline="") as file:
+        rows = {(r["task"], r["sampler"], r["metric"]): r for r in csv.DictReader(file)}
+    assert float(rows["gaussian", "ddnm", "sw2"]["mean"]) > float(rows["gaussian", EXACT, "sw2"]["mean"])
+    assert ("gaussian", "ddnm", "mode_error") not in rows and ("modes", "ddnm", "mode_error") in rows
+    assert not any(r["significantly_best"] == "1" for r in rows.values() if r["sampler"] == EXACT)
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+def test_draws_do_not_depend_on_how_many_there_are(tmp_path):
+    few, more = (
+        run_suite(replace(TINY, measurements=n, tasks=TINY.tasks[:1]), tmp_path / f"{n}", progress=False)
+        for n in (1, 2)
+    )
+    assert timeless(few) == [r for r in timeless(more) if r.image == "x-000"]
 
 
-def test_a_whole_run_and_its_report(tmp_path, suite):
-    seen = []
-    run = truth(tmp_path / "out", suite=suite, progress=lambda done, total, what: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1] == len(plan(load_suite(suite)))
-    assert {row["part"] for row in run.rows} == {"distances", "steps", "calibration", "denoiser"}
-    assert not [row for row in run.rows if "error" in row]
-    assert len(run.skipped) == 3 and "no-such-prior" in run.skipped[0]
-    names = {path.name for path in run.files}
-    assert {"summary.csv", "summary.md", "overview.png", "distances.png", "steps.svg", "calibration.png"} <= names
-    assert {"denoiser.png", "modes-modes-0.png", "density-modes-0.svg"} <= names
-    assert all(path.stat().st_size > 0 for path in run.files)
-    with open(tmp_path / "out" / "summary.csv", newline="") as file:
-        table = list(csv.DictReader(file))
-    assert len(table) == len(run.rows) and float(table[1]["var_unseen"]) > 0
-    assert "exact (floor)" in run.markdown and "ddnm, eta 0" in run.markdown and "prior only, DDIM" in run.markdown
+def test_the_exact_posterior_of_a_run_can_be_had_again(tmp_path):
+    found = first_posterior(TINY, MODES)
+    assert found.posterior.weights.shape == (2,) and found.responsibilities is not None
+    assert torch.equal(found.sample(5, "a"), first_posterior(TINY, MODES).sample(5, "a"))
 
 
-def test_a_broken_run_goes_on_to_the_same_numbers(tmp_path, suite):
-    whole = truth(tmp_path / "whole", suite=suite, figures=False)
-    truth(tmp_path / "broken", suite=suite, figures=False)
-    path = tmp_path / "broken" / "results.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:7]) + lines[7][:100])  # killed in the middle of a line
-    again = truth(tmp_path / "broken", suite=suite, resume=True, figures=False)
-    assert timeless(again.rows) == timeless(whole.rows)
-    assert timeless(read_results(tmp_path / "broken")) == timeless(read_results(tmp_path / "whole"))
+def test_what_has_no_posterior_is_refused(tmp_path):
+    with pytest.raises(InvdiffError, match="whose prior is not known"):
+        run_suite(replace(TINY, tasks=(replace(FIRST_HALF, backbone="cats64"),)), tmp_path / "r", progress=False)
+    with pytest.raises(InvdiffError, match=r"value_range must be \[-1, 1\]"):
+        run_suite(replace(TINY, value_range=(0.0, 1.0)), tmp_path / "r", progress=False)
 
 
-def test_results_are_never_overwritten_or_mixed(tmp_path, suite):
-    truth(tmp_path, quick=True, suite=suite, figures=False)
-    with pytest.raises(InvdiffError, match="resume=True"):
-        truth(tmp_path, quick=True, suite=suite)
-    with pytest.raises(InvdiffError, match="another suite or selection"):
-        truth(tmp_path, suite=suite, resume=True)
-
-
-def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path, suite, monkeypatch):
-    real = truth_module.run_cell
-
-    def fragile(cell: Cell) -> dict[str, Any]:
-        if cell.sampler == "ddrm":
-            raise ValueError("broken on purpose")
-        return real(cell)
-
-    monkeypatch.setattr(truth_module, "run_cell", fragile)
-    run = truth(tmp_path, quick=True, suite=suite)
-    failed = [row for row in run.rows if "error" in row]
-    assert failed and all(row["sampler"] == "ddrm" for row in failed) and len(failed) < len(run.rows)
-    assert "failed: ValueError: broken on purpose" in run.markdown
+# ---- the suites that ship ---------------------------------------------------------------------------------------
 
 
 def test_the_packaged_suite_holds_what_the_benchmark_promises():
-    cells = plan(load_suite())
-    tasks = {cell.setting.operator.rsplit("-", 1)[0] for cell in cells if cell.part == "distances"}
-    assert {"mask-first", "mask", "super-resolution", "colorization", "random"} <= tasks
-    assert {0.0, 0.5} <= {cell.setting.sigma_y for cell in cells}
-    assert {25, 100, 1000} <= {cell.steps for cell in cells if cell.part == "steps"}
-    assert {"gmm25-8", "gmm25-80", "gmm25-800", "cats64-gmm"} <= {cell.setting.prior for cell in cells}
-    assert len({cell.key for cell in cells}) == len(cells) == len({cell.slug for cell in cells})
-    assert len(plan(load_suite(), quick=True)) < len(cells) / 2
-    chosen = plan(load_suite(), samplers=["DDNM"])
-    assert {cell.sampler for cell in chosen} == {"exact", "unconditional", "ddnm"}
-
-
-def test_unknown_samplers_and_broken_suites_are_refused(tmp_path):
-    with pytest.raises(InvdiffError, match="ddnm"):
-        plan(load_suite(), samplers=["ddmn"])
-    with pytest.raises(InvdiffError, match="cannot be read"):
-        load_suite(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("[suite")
-    with pytest.raises(InvdiffError, match="not valid TOML"):
-        load_suite(tmp_path / "bad.toml")
+    suite = load_suite("truth")
+    parts = {task.part for task in suite.tasks}
+    assert parts == {"distances", "steps", "prior", "learned", "learned prior", "calibration"}
+    assert {"mask", "super_resolution", "colorization", "matrix"} == {task.operator for task in suite.tasks}
+    assert {0.0, 0.5} <= {task.sigma_y for task in suite.tasks}
+    assert {"gmm25-8", "gmm25-80", "gmm25-800", "cats64-gmm", "learned"} <= {task.backbone for task in suite.tasks}
+    steps = {entry.on(task).get("steps") for task, entry in suite.pairs() if task.part == "steps"}
+    assert steps == {None, 25, 100, 1000}
+    quick = load_suite(quick_selection("truth"))
+    assert len(quick.pairs()) < len(suite.pairs()) / 2
+    assert {t.name for t in quick.tasks} <= {t.name for t in suite.tasks}
+    with pytest.raises(InvdiffError, match="quick selection"):
+        quick_selection("noisy")
 
 
 @pytest.mark.slow
-def test_the_table_of_the_documentation():
-    markdown, rows = posterior_table(n=50, measurements=1)
-    assert markdown.count("exact (floor)") == 3 and markdown.count("| repaint |") == 2
-    assert {row["sampler"] for row in rows} >= {
-        "repaint",
-        "replacement",
-        "ddnm",
-        "ddnm+",
-        "mcg",
-        "pigdm",
-        "diffpir",
-        "dps",
-        "ddrm",
-    }
-    assert "prior only, DDPM, 1000 steps" in markdown and tables(rows) and json.dumps(rows)
+def test_the_table_of_the_documentation(tmp_path):
+    suite = replace(load_suite("posterior"), n_samples=50, measurements=1)
+    run = bench(suite, tmp_path / "r", samplers="exact,ddnm,mcg scale=0.02,unconditional", progress=False)
+    assert {r.task for r in run.records()} == {"gaussian8 sigma_y=0", "gaussian8 sigma_y=0.1", "prior only"}
+    assert all(r.ok for r in run.records())

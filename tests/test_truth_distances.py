@@ -15,18 +15,15 @@ from invdiff.bench.posterior.distances import (
     Reference,
     average,
     classifier_two_sample,
-    coverage,
     energy_distance,
     gaussian_w2,
     median_bandwidth,
     mmd,
-    rank_histogram,
-    ranks,
     sliced_w2,
     total_variation,
-    uniformity,
 )
 from invdiff.errors import InvdiffError
+from invdiff.metrics import coverage, rank_histogram, ranks, uniformity
 
 
 def normal(n: int, d: int, seed: int) -> Tensor:
@@ -169,20 +166,20 @@ def reference() -> Reference:
 
 def test_directions_split_the_space():
     directions = Directions.of(torch.tensor([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]]))
-    assert directions.seen.shape == (3, 1) and directions.unseen.shape == (3, 2)
-    basis = torch.cat([directions.seen, directions.unseen], 1)
+    assert directions.range.shape == (3, 1) and directions.null.shape == (3, 2)
+    basis = torch.cat([directions.range, directions.null], 1)
     assert torch.allclose(basis.mT @ basis, torch.eye(3, dtype=torch.float64), atol=1e-12)
-    assert directions.seen[:, 0].abs().tolist() == pytest.approx([math.sqrt(0.5), math.sqrt(0.5), 0])
+    assert directions.range[:, 0].abs().tolist() == pytest.approx([math.sqrt(0.5), math.sqrt(0.5), 0])
 
 
 def test_exact_samples_score_at_the_floor(reference):
     floor, found = reference.floor(2000, repeats=4), reference.compare(reference.new_draws(2000, 99))
-    for key in ("w2", "w2_unseen", "sw2", "max_sw2", "bias_seen", "bias_unseen"):
+    for key in ("w2", "w2_null", "sw2", "max_sw2", "bias_range", "bias_null"):
         assert found[key] < 2 * floor[key] + 0.01, key
     assert found["mmd"] < 0.06 and found["energy"] < 0.1  # unbiased squares, so 0 or the root of a little
     for key, ideal, slack in (
-        ("var_seen", 1, 0.1),
-        ("var_unseen", 1, 0.1),
+        ("var_range", 1, 0.1),
+        ("var_null", 1, 0.1),
         ("c2st", 0.5, 0.03),
         ("coverage_90", 0.9, 0.01),
     ):
@@ -193,13 +190,13 @@ def test_a_known_error_is_found_where_it_is(reference):
     exact = reference.new_draws(20_000, 5)
     narrow = 2 + (exact - 2) / 2
     found = reference.compare(narrow)
-    assert found["var_unseen"] == pytest.approx(0.25, abs=0.02) and found["var_seen"] == pytest.approx(0.25, abs=0.02)
+    assert found["var_null"] == pytest.approx(0.25, abs=0.02) and found["var_range"] == pytest.approx(0.25, abs=0.02)
     assert found["w2"] == pytest.approx(0.5, abs=0.02)  # all standard deviations halved
-    assert found["ratios_unseen"] == pytest.approx([0.25] * 4, abs=0.02)
+    assert found["ratios_null"] == pytest.approx([0.25] * 4, abs=0.02)
     moved = exact.clone()
     moved[:, :2] += 0.1
     found = reference.compare(moved)
-    assert found["bias_seen"] == pytest.approx(1, abs=0.05) and found["bias_unseen"] < 0.03
+    assert found["bias_range"] == pytest.approx(1, abs=0.05) and found["bias_null"] < 0.03
 
 
 def test_directions_without_variance_carry_no_distribution():
@@ -211,8 +208,8 @@ def test_directions_without_variance_carry_no_distribution():
     )
     off = normal(1000, 3, 3)
     found = reference.compare(off)
-    assert "bias_seen" not in found and found["c2st"] == pytest.approx(0.5, abs=0.05)
-    assert found["w2"] == found["w2_unseen"]
+    assert "bias_range" not in found and found["c2st"] == pytest.approx(0.5, abs=0.05)
+    assert found["w2"] == found["w2_null"]
 
 
 def test_a_basis_reduces_large_images():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,31 +72,15 @@ def fit_mixture(
     return mixture
 
 
-def kmeans(X: Tensor, k: int, generator: torch.Generator, iterations: int = 25) -> Tensor:
+def kmeans(X: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Labels (N,) of k-means from a k-means++ start (Arthur & Vassilvitskii, 2007)."""
-    squares = X.square().sum(1)
+    from scipy.cluster.vq import kmeans2
 
-    def distances(centres: Tensor) -> Tensor:
-        return (squares[:, None] - X @ (2 * centres.mT) + centres.square().sum(1)).clamp_min(0)
-
-    first = int(torch.randint(len(X), (1,), generator=generator))
-    chosen, nearest = [first], distances(X[first : first + 1])[:, 0]
-    for _ in range(k - 1):
-        edges = nearest.double().cumsum(0)
-        u = float(torch.rand(1, generator=generator, dtype=torch.float64)) * float(edges[-1])
-        index = min(int(torch.searchsorted(edges, u, right=True)), len(X) - 1)
-        chosen.append(index)
-        nearest = torch.minimum(nearest, distances(X[index : index + 1])[:, 0])
-    centres = X[chosen].clone()
-    labels = distances(centres).argmin(1)
-    for _ in range(iterations):
-        counts = labels.bincount(minlength=k)
-        sums = torch.zeros_like(centres).index_add_(0, labels, X)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
-        previous, labels = labels, distances(centres).argmin(1)
-        if bool((labels == previous).all()):
-            break
-    return labels
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of empty clusters: such a component gets next to no weight
+        _, labels = kmeans2(X.numpy(), k, iter=25, minit="++", seed=np.random.default_rng(seed))
+    return torch.from_numpy(labels).long()
 
 
 def maximise(

@@ -195,7 +195,7 @@ def train_denoiser(
             decay.step()
             if step >= iterations // 2:
                 mean.update_parameters(network)
-    return mean.module
+    return mean.module.eval().requires_grad_(False)
 
 
 # ---- their names ------------------------------------------------------------------------------------------------
@@ -203,7 +203,8 @@ def train_denoiser(
 
 @lru_cache(maxsize=2)
 def _trained(prior: str, iterations: int, seed: int) -> SmallDenoiser:
-    return train_denoiser(PRIORS[prior](), iterations, batch=256, seed=seed)
+    with torch.inference_mode(False):  # the first call comes from a sampler
+        return train_denoiser(PRIORS[prior](), iterations, batch=256, seed=seed)
 
 
 def learned(

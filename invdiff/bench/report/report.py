@@ -201,7 +201,7 @@ class _Report:
             for m in columns
         )
         some_failed, counted = any(r.failed for r in table.rows), {r.images for r in table.rows}
-        notes: dict[str, list[str]] = {}
+        notes = {why: list(labels) for why, labels in table.left_out.items()}
         lines = []
         for row in table.rows:
             cells = "".join(self._cell(row.entries[m.name], m, m in table.metrics, notes) for m in columns)

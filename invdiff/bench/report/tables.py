@@ -205,10 +205,15 @@ class Summary:
             done = {r.image for r in mine if r.ok}
             rows.append(Row(sampler, entries, len(done), len(mine), sum(not r.ok for r in mine)))
         left_out: dict[str, list[str]] = {}
+        failed = [r for r in cells if not r.ok]
         wanted = {name for t in self.run.suite.tasks if t.name == task for name in self.run.suite.metrics_of(t)}
         for m in metrics:
             tried = any(m.name in r.metrics for r in cells) or any(self._grouped(task, r.sampler, m.name) for r in rows)
-            if all(row.entries[m.name].value is None for row in rows) and m.name in wanted and tried:
+            if (
+                all(row.entries[m.name].value is None for row in rows)
+                and m.name in wanted
+                and (tried or len(failed) == len(cells))
+            ):
                 left_out.setdefault(rows[0].entries[m.name].reason, []).append(m.label)
         return Table(
             task,
@@ -312,7 +317,9 @@ class Summary:
             ]
             said.append(f"Significantly better than every other sampler in {leading.label}: {'; '.join(names)}.")
         if len(unclear) > _SPELLED_OUT:
-            said.append(f"On {len(unclear)} of {len(self.tables)} tasks no sampler is significantly best in {leading.label}.")
+            said.append(
+                f"On {len(unclear)} of {len(self.tables)} tasks no sampler is significantly best in {leading.label}."
+            )
         else:
             said += [self._undecided(table, leading) for table, _ in unclear]
         if len(self.samplers) > 1:
@@ -465,14 +472,24 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
 # ---- Markdown and LaTeX -----------------------------------------------------------------------------------------
 
 
-def markdown(summary: Summary, title: str) -> str:
-    """The report's words and tables."""
+def markdown(summary: Summary, title: str, intervals: bool = True) -> str:
+    """The report's words and tables, by part of the suite where it has parts; `intervals` False leaves the bounds out."""
     said = [f"# {title}", "", *(f"- {line}" for line in summary.headline()), ""]
+    parts = {task.name: task.part for task in summary.run.suite.tasks}
+    part = ""
     for table in summary.tables:
-        said += [f"## {table.task}", "", f"`{table.operator}`, noise {table.sigma_y:g}", ""]
+        if parts.get(table.task, "") != part:
+            part = parts[table.task]
+            said += [f"## {part}", ""]
+        said += [f"##{'#' * bool(part)} {table.task}", "", f"`{table.operator}`, noise {table.sigma_y:g}", ""]
         columns = (*table.metrics, *table.costs)
         rows = [
-            [row.sampler, *(_marked(row.entries[m.name], m, "**{}**".format) for m in columns), row.images, row.failed]
+            [
+                row.sampler,
+                *(_marked(row.entries[m.name], m, "**{}**".format, intervals) for m in columns),
+                row.images,
+                row.failed,
+            ]
             for row in table.rows
         ]
         said += [markdown_table(["sampler", *map(heading, columns), "images", "failed"], rows), ""]
@@ -566,10 +583,10 @@ def tex_label(task: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "-" for c in task).strip("-").lower()
 
 
-def _marked(entry: Entry, metric: Metric, bold: Callable[[str], str]) -> str:
+def _marked(entry: Entry, metric: Metric, bold: Callable[[str], str], intervals: bool = True) -> str:
     if entry.value is None:
         return NOT_AVAILABLE
-    mean, limits = number(entry.value.mean, metric), bounds(entry.value, metric)
+    mean, limits = number(entry.value.mean, metric), bounds(entry.value, metric) if intervals else ""
     return (bold(mean) if entry.best else mean) + (f" [{limits}]" if limits else "")
 
 

@@ -204,9 +204,14 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What ``run.json`` holds: ``invdiff`` (version), ``backbone`` (name, sha256, image_shape), ``backbones`` (likewise, by task, where
-        a task has its own), ``images`` (their names, in order), ``images_from_prior`` (drawn from the backbone itself), ``seeds``, ``shard``, ``started``, and
-        ``sessions``, one for every start and resume (command, started, versions, hardware)."""
+        """What ``run.json`` holds: ``invdiff`` (version), ``backbone`` (name, sha256, image_shape), ``backbones`` (likewise, by
+        task, where a task has its own), ``images`` (their names, in order), ``images_from_prior`` (drawn from the backbone
+        itself), ``seeds``, ``shard``, ``started``, and ``sessions``, one for every start and resume (command, started,
+        versions, hardware).
+
+        Raises:
+            InvdiffError: it is damaged.
+        """
         try:
             found = json.loads(self._text(INFO))
         except json.JSONDecodeError as error:

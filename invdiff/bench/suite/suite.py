@@ -25,8 +25,7 @@ own `backbone`; the sampler "exact" then draws from the posterior itself: the Mo
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,7 +47,6 @@ PRIOR = "prior"
 EXACT = "exact"
 """The entry that draws from the exact posterior instead of running a sampler."""
 SUITES = Path(__file__).parent / "suites"
-
 
 
 # ---- the parts of a suite ----------------------------------------------------------------------------------------
