@@ -237,36 +237,24 @@ def _without_docstring(source: str) -> str:
 
 
 def operators_table() -> str:
-    from invdiff.operators import get_operator, operator_names
+    from invdiff.operators import OPERATORS
+    from invdiff.operators.options import options_of
 
-    rows = []
-    for name in operator_names():
-        cls = get_operator(name)
-        arguments = [
-            str(p).split(":")[0].strip() + _default(p)
-            for p in inspect.signature(cls).parameters.values()
+    rows = [
+        [
+            f"`{name}`",
+            f"`{cls.__name__}`",
+            ", ".join(f"`{o}`" for o in options_of(cls)) or "none",
+            _first_line(cls),
         ]
-        arguments = [a for a in arguments if a != "*"]
-        rows.append(
-            [
-                f"`{name}`",
-                f"`{cls.__name__}({', '.join(arguments)})`",
-                _first_line(cls),
-            ]
-        )
-    return markdown_table(["name", "class", "what it measures"], rows)
-
-
-def _default(parameter: inspect.Parameter) -> str:
-    return (
-        ""
-        if parameter.default is parameter.empty
-        else f"={parameter.default!r}"
-    )
+        for name, cls in OPERATORS.items()
+    ]
+    return markdown_table(["name", "class", "options", "what it measures"], rows)
 
 
 def masks_table() -> str:
-    from invdiff.operators import make_mask, mask_names, masks
+    from invdiff.operators import make_mask, mask_names
+    from invdiff.operators.masks import MASKS
 
     rows = []
     for name in mask_names():
@@ -275,7 +263,7 @@ def masks_table() -> str:
             [
                 f"`{name}`",
                 f"{100 * share:.0f} %",
-                _first_line(getattr(masks, name)),
+                _first_line(MASKS.get(name)),
             ]
         )
     return markdown_table(

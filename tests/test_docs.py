@@ -31,6 +31,10 @@ _FENCE = re.compile(
     r"^(?P<indent>[ \t]*)```(?P<language>python|console)[ \t]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$",
     re.MULTILINE | re.DOTALL,
 )
+_FILE = re.compile(
+    r"^(?P<indent>[ \t]*)```\w+ title=\"(?P<file>[\w.-]+)\"[ \t]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*\Z")
 
 
@@ -58,6 +62,12 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
+def files(page: str) -> dict[str, str]:
+    """The files that a page shows: blocks with a title."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return {match["file"]: textwrap.dedent(match["body"]) for match in _FILE.finditer(text)}
+
+
 def hooks() -> ModuleType:
     spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
     assert spec is not None and spec.loader is not None
@@ -72,11 +82,12 @@ def run_console(command: str) -> None:
     from typer.testing import CliRunner
 
     from invdiff.cli import app
+    from invdiff.cli.terminal import imports_first
 
     words = shlex.split(command, comments=True)
     if not words or words[0] != "invdiff":
         return
-    result = CliRunner().invoke(app, words[1:], catch_exceptions=True)
+    result = CliRunner().invoke(app, imports_first(words[1:]), catch_exceptions=True)
     assert result.exit_code == 0, f"$ {command}\n{result.output}\n{result.exception!r}"
 
 
@@ -88,6 +99,9 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in files(page).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     module = ModuleType("page_of_the_documentation")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for their names
     with warnings.catch_warnings():

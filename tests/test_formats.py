@@ -84,6 +84,7 @@ def test_an_announced_format_of_one_file_is_found(formats, monkeypatch, tmp_path
     monkeypatch.syspath_prepend(tmp_path)
 
     class Point:
+        value, module = "third_party:Scale", "third_party"
         name = "scale"
 
         def load(self):

@@ -84,6 +84,7 @@ def test_a_registered_loader_is_called_with_the_options(shelf):
 
 def test_an_announced_loader_is_found(shelf, monkeypatch):
     class Point:
+        value, module = "theirs:load", "theirs"
         name = "theirs"
 
         def load(self):

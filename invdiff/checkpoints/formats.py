@@ -86,7 +86,7 @@ def _format(name: str, item: Any) -> Format:
     return made
 
 
-FORMATS: Registry[Format] = Registry("format", "invdiff.formats", check=_format)
+FORMATS: Registry[Format] = Registry("format", "invdiff.formats", check=_format, definition=type)
 """Every format by name, in the order in which they are asked: ours, those registered, those of installed packages."""
 
 
@@ -103,15 +103,8 @@ def register_format(name: str, format: Any = None) -> Any:
     """
     if format is None:
         return lambda given: register_format(name, given)
-    made = _format(name, format)
-    if name in FORMATS and _defined(FORMATS.get(name)) == _defined(made):
-        FORMATS.remove(name)
-    FORMATS.add(name, made)
+    FORMATS.add(name, format)
     return format
-
-
-def _defined(format: Format) -> tuple[str, str]:
-    return type(format).__module__, type(format).__qualname__
 
 
 def load_checkpoint(path: Path, *, format: str | None = None, **options: Any) -> Backbone:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
 from invdiff.cli.terminal import console, lists
+from invdiff.operators.options import options_of
 
 
 def say(text: str) -> None:
@@ -47,23 +46,15 @@ def list_samplers() -> None:
 
 @lists.command("operators")
 def list_operators() -> None:
-    """Every operator and its arguments."""
+    """Every operator and its options, as ``-A name=value`` takes them."""
     import inspect
 
-    from invdiff.operators import get_operator, operator_names
+    from invdiff.operators import OPERATORS
 
-    for name in operator_names():
-        cls = get_operator(name)
-        arguments = [
-            str(p).split(":")[0].strip() + _default(p) for p in list(inspect.signature(cls).parameters.values())
-        ]
-        say(f"[bold]{name}[/]  {cls.__name__}({', '.join(arguments)})")
+    for name, cls in OPERATORS.items():
+        say(f"[bold]{name}[/]  {cls.__name__}({', '.join(options_of(cls))})")
         say(f"    [dim]{(inspect.getdoc(cls) or '').splitlines()[0]}[/]")
     console.print("A mask is 1 (white) where the pixel is known and 0 (black) where it is missing.")
-
-
-def _default(parameter: Any) -> str:
-    return "" if parameter.default is parameter.empty else f"={parameter.default!r}"
 
 
 @lists.command("backbones")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from invdiff.errors import InvdiffError
+from invdiff.extensions import import_extensions
 from invdiff.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -28,7 +29,17 @@ app.add_typer(lists, name="list")
 @app.callback()
 def frame(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE",
+            help="A .py file or module that registers your own samplers, operators, metrics, formats, masks or backbones; "
+            "before or after the command, repeatable.",
+        ),
+    ] = None,
 ) -> None:
+    import_extensions(imports or [])
     if version:
         from invdiff import __version__
 
@@ -54,7 +65,7 @@ def main() -> None:
             warnings.showwarning = show  # type: ignore[assignment]
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            code = app(standalone_mode=False)
+            code = app(imports_first(sys.argv[1:]), standalone_mode=False)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
@@ -84,6 +95,17 @@ def _sentence(error: InvdiffError | OSError) -> str:
     if isinstance(error, InvdiffError) or error.strerror is None:
         return str(error)
     return error.strerror.lower() + ("" if error.filename is None else f": {str(error.filename)!r}")
+
+
+def imports_first(words: list[str]) -> list[str]:
+    """The words of a command line with every ``--import FILE`` in front, where the frame reads it, before any command's own."""
+    front, rest = [], list(words)
+    while "--import" in (before := rest[: rest.index("--")] if "--" in rest else rest):
+        at = before.index("--import")
+        front += rest[at : at + 2]
+        del rest[at : at + 2]
+    joined = [word for word in rest if word.startswith("--import=")]
+    return front + joined + [word for word in rest if word not in joined]
 
 
 def stop(message: str) -> NoReturn:

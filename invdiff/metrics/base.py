@@ -77,7 +77,7 @@ def _metric(name: str, metric: Any) -> Metric:
     return metric
 
 
-METRICS: Registry[Metric] = Registry("metric", "invdiff.metrics", _metric)
+METRICS: Registry[Metric] = Registry("metric", "invdiff.metrics", _metric, definition=lambda m: m.function or m)
 """Every metric by name."""
 
 

@@ -36,7 +36,7 @@ def _generator_of_masks(name: str, function: Any) -> Generator:
 MASKS: Registry[Generator] = Registry(
     "mask", "invdiff.masks", _generator_of_masks, lambda name: name.lower().replace("-", "_")
 )
-"""Every mask generator by name: ``f(size, seed, **options)``, `size` an int or `(H, W)`, returns bool `(H, W)`."""
+"""Every mask generator by name: ``f(size, seed, **options)`` with `size` = `(H, W)`, returns bool `(H, W)`."""
 
 
 def register_mask(name: str) -> Callable[[Generator], Generator]:
@@ -182,8 +182,12 @@ def make_mask(name: str, size: Size, seed: int = 0, **options: Any) -> Tensor:
     Raises:
         InvdiffError: For an unknown name, an option that the mask doesn't have, or a size that isn't positive.
     """
-    seed = whole("seed", seed, low=0)
-    return called(MASKS.get(name), f"mask {name!r}", options, size, seed)  # type: ignore[no-any-return]
+    size = checked_size(size)
+    made = called(MASKS.get(name), f"mask {name!r}", options, size, whole("seed", seed, low=0))
+    if not isinstance(made, Tensor) or made.dtype != torch.bool or tuple(made.shape) != size:
+        got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else shown(made)
+        raise InvdiffError(f"mask {name!r} must return a bool tensor of shape {size}, got {got}")
+    return made
 
 
 def checked_size(size: Size, name: str = "size") -> tuple[int, int]:

@@ -19,6 +19,19 @@ def named_parameters(function: Callable[..., Any], skip: int = 0) -> list[inspec
     return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
+def takes_others(function: Callable[..., Any]) -> bool:
+    """Whether a function has ``**kwargs``."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def options_of(operator: Any) -> list[str]:
+    """What an operator's `from_options` takes, as a list shows it: ``["scale", "kernel='nearest'"]``; "..." for what goes on to
+    the generator or kernel that is named."""
+    given = named_parameters(operator.from_options, 1)
+    shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in given or named_parameters(operator)]
+    return [*shown, "..."] if given and takes_others(operator.from_options) else shown
+
+
 def called(
     function: Callable[..., Any], owner: str, options: Mapping[str, Any], *first: Any, what: str = "option"
 ) -> Any:
@@ -38,8 +51,7 @@ def called(
         InvdiffError: an unknown option (with the near match), a missing one, or a value of another type.
     """
     parameters = {p.name: p for p in named_parameters(function, len(first))}
-    takes_others = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-    if not takes_others:
+    if not takes_others(function):
         known(owner, options, parameters, what)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:

@@ -1,0 +1,277 @@
+"""What comes from outside the package: registered names, entry points, `--import`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from invdiff import registry
+from invdiff.checkpoints.formats import FORMATS
+from invdiff.cli import main
+from invdiff.cli.terminal import imports_first
+from invdiff.data import chelsea64
+from invdiff.errors import InvdiffError, InvdiffWarning
+from invdiff.extensions import import_extensions, imported_extensions
+from invdiff.metrics import METRICS
+from invdiff.operators import OPERATORS
+from invdiff.operators.masks import MASKS
+from invdiff.registry import Registry
+from invdiff.samplers.base import SAMPLERS
+
+ONE_FILE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from invdiff import NetworkBackbone, register_mask
+from invdiff.checkpoints.formats import Format, register_format
+from invdiff.metrics import Metric, register_metric
+from invdiff.operators import LinearOperator, register_operator
+from invdiff.samplers import Sampler, option, register_sampler
+from invdiff.samplers.base import inverse
+
+
+@register_sampler("fade-in")
+@dataclass(frozen=True)
+class Fade(Sampler):
+    """DDNM with a correction that grows while the noise fades."""
+
+    power: float = option(0.5, "of alpha_bar", low=0)
+    default_spacing: ClassVar[str] = "leading"
+
+    def step(self, x_t, t, s, problem, backbone, noise):
+        a_t, a_s = (backbone.schedule.alpha_bar_at(u) for u in (t, s))
+        x0 = backbone.predict(x_t, t).x0
+        x0 = x0 + (1.0 if s < 0 else a_t**self.power) * problem.filtered_residual(inverse, x0)
+        return (x0 if s < 0 else a_s**0.5 * x0 + (1 - a_s) ** 0.5 * noise("step")), x0
+
+
+@register_operator("bands")
+class Bands(LinearOperator):
+    """Sums of `rows` horizontal bands."""
+
+    rows_disjoint = channelwise = True
+
+    def __init__(self, rows: int = 8):
+        self.rows = rows
+
+    def apply(self, x):
+        return x.unflatten(-2, (self.rows, -1)).sum((-2, -1))
+
+    def apply_adjoint(self, y, image_shape):
+        height = image_shape[-2] // self.rows
+        return y[..., None].repeat_interleave(height, -2).expand(*y.shape[:-1], *image_shape[-2:]).contiguous()
+
+
+@register_mask("cross")
+def cross(size, seed=0, width: int = 2):
+    """A cross is missing."""
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[size[0] // 2 :][:width] = mask[:, size[1] // 2 :][:, :width] = False
+    return mask
+
+
+def brightness(x, truth):
+    return (x.mean((1, 2, 3)) - truth.mean((1, 2, 3))).abs()
+
+
+register_metric(Metric("brightness", "brightness", "lower", "of [0, 1]", "truth", "error of the mean", brightness))
+
+
+@register_format("grey-world")
+class GreyWorld(Format):
+    def matches(self, path):
+        return None if path.suffix == ".grey" else "its name does not end in .grey"
+
+    def load(self, path, **options):
+        size = int(path.read_text())
+        return NetworkBackbone(lambda x, t: x, image_shape=(3, size, size), name="grey")
+'''
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """Registers and modules as they were before."""
+    before = [dict(r._items) for r in (SAMPLERS, OPERATORS, MASKS, METRICS, FORMATS)]
+    path = list(sys.path)
+    yield
+    for register, items in zip((SAMPLERS, OPERATORS, MASKS, METRICS, FORMATS), before, strict=True):
+        register._items = items
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+    sys.path[:] = path
+    from invdiff import extensions
+
+    extensions._imported.clear()
+
+
+@pytest.fixture
+def command(clean, tmp_path, monkeypatch, capsys):
+    """Run the command in a folder with the file: words -> what it printed."""
+    (tmp_path / "mine.py").write_text(ONE_FILE)
+    chelsea64().save(tmp_path / "photo.png")
+    (tmp_path / "small.grey").write_text("64")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run(*words, ok=True):
+        monkeypatch.setattr(sys, "argv", ["invdiff", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+            sys.exit(0)
+        printed = capsys.readouterr()
+        said = " ".join((printed.out + printed.err).split())
+        assert (end.value.code in (0, None)) == ok, said
+        assert "Traceback" not in said
+        return said
+
+    return run
+
+
+def test_one_file_brings_a_sampler_an_operator_a_mask_a_metric_and_a_format(command, tmp_path):
+    words = ("solve", "photo.png", "--mask", "cross", "-A", "width=6", "-s", "fade-in", "--steps", 3, "-O", "power=1")
+    assert "one of" in command(*words, "-q", ok=False)
+    said = command(*words, "-o", "r.png", "--import", "mine.py")
+    assert "fade-in: 3 network calls" in said and "82 % of the pixels are known" in said
+    known = np.ones((64, 64), bool)
+    known[32:38] = known[:, 32:38] = False
+    restored = np.asarray(Image.open(tmp_path / "r.png"))
+    assert np.array_equal(restored[known], np.asarray(chelsea64())[known])
+
+    command("solve", "photo.png", "--simulate", "-a", "bands", "-A", "rows=4", "--steps", 2, "--import=mine.py")
+    assert "fade-in" in command("list", "samplers", "--import", "mine.py")
+    assert "Bands(rows=8)" in command("--import", "mine.py", "list", "operators")
+    assert "cross" in command("list", "masks", "--import", "mine.py")
+    assert "error of the mean" in command("list", "metrics", "--import", "mine.py")
+    command("sample", "--backbone", "small.grey", "--steps", 2, "-o", "s.png", "--import", "mine.py")
+    assert Image.open(tmp_path / "s.png").size == (64, 64)
+
+
+SUITE = """
+backbone = "cats64"
+n_images = 1
+image_steps = 2
+metrics = ["brightness", "misfit"]
+
+[[tasks]]
+name = "bands"
+operator = "bands"
+rows = 4
+
+[[tasks]]
+name = "cross"
+operator = "mask"
+mask = "cross"
+
+[[samplers]]
+name = "fade-in"
+steps = 2
+grid = { power = [0.0, 1.0] }
+"""
+
+
+def records(folder):
+    from invdiff.bench.run.store import Run
+
+    return sorted((r.task, r.sampler, r.metrics["brightness"], r.metrics["misfit"]) for r in Run.open(folder).records())
+
+
+def test_a_suite_of_things_from_one_file_runs(command, tmp_path):
+    (tmp_path / "own.toml").write_text(SUITE)
+    assert "one of" in command("bench", "own.toml", ok=False)
+    command("bench", "own.toml", "--import", "mine.py", "--out", "run", "--no-report")
+    found = records(tmp_path / "run")
+    assert len(found) == 4 and all(np.isfinite(row[2]) and row[3] < 1e-3 for row in found if row[0] == "cross")
+
+
+def test_an_import_may_stand_anywhere_and_stays_behind_a_double_dash():
+    assert imports_first(["solve", "a.png", "--import", "m.py", "-q"]) == ["--import", "m.py", "solve", "a.png", "-q"]
+    assert imports_first(["list", "masks", "--import=m.py"]) == ["--import=m.py", "list", "masks"]
+    assert imports_first(["solve", "--", "--import", "m.py"]) == ["solve", "--", "--import", "m.py"]
+    assert imports_first(["solve", "--import"]) == ["--import", "solve"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("gone.py", None, "exists or the name of a module, got 'gone.py'"),
+        ("no_such_module_at_all", None, "no_such_module_at_all"),
+        ("broken.py", "x = 1\nx +\n", "SyntaxError"),
+        ("raising.py", "def f():\n    raise ValueError('why')\nf()\n", r"ValueError: why \(raising.py, line 2\)"),
+        ("needs.py", "import no_such_module_at_all\n", "No module named 'no_such_module_at_all'"),
+        ("json.py", "", "rename the file"),
+    ],
+)
+def test_what_cannot_be_imported_is_said(clean, tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    assert json.__name__ in sys.modules
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InvdiffError, match=message):
+        import_extensions([name])
+    assert imported_extensions() == ()
+
+
+def test_a_file_is_imported_once_and_finds_what_stands_beside_it(clean, tmp_path, monkeypatch):
+    (tmp_path / "beside_it.py").write_text("value = 3\n")
+    (tmp_path / "once.py").write_text(
+        "import beside_it\nassert not hasattr(beside_it, 'seen')\nbeside_it.seen = True\n"
+    )
+    import_extensions(["once.py"], beside=tmp_path)
+    import_extensions([str(tmp_path / "once.py")])
+    assert imported_extensions() == (str(tmp_path / "once.py"),)
+
+
+# ---- the registry --------------------------------------------------------------------------------------------------
+
+
+def points(monkeypatch, *values):
+    group = "invdiff.things"
+    found = [EntryPoint("theirs", value, group) for value in values]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "invdiff.things" else [])
+    return Registry("thing", group)
+
+
+def test_nothing_is_overwritten_and_the_same_definition_may_be_registered_again():
+    things = Registry("thing", "invdiff.things", plain=str.lower)
+
+    def first(): ...
+
+    def second(): ...
+
+    assert things.add("one", first) is first and things.add("One", first) is first
+    with pytest.raises(InvdiffError, match=r"a thing named 'one' exists already .*first"):
+        things.add("ONE", second)
+    things.add("anonymous", lambda: 1)
+    with pytest.raises(InvdiffError, match="exists already"):
+        things.add("anonymous", lambda: 2)
+    assert things.names() == ["one", "anonymous"] and "oNe" in things
+    with pytest.raises(InvdiffError, match="Did you mean 'one'"):
+        things.get("on")
+
+
+def test_a_name_that_a_package_announces_is_taken(monkeypatch):
+    things = points(monkeypatch, "torch:ones")
+    with pytest.raises(InvdiffError, match=r"announced as torch:ones"):
+        things.add("theirs", test_a_name_that_a_package_announces_is_taken)
+    assert things.get("theirs") is torch.ones and things.names() == ["theirs"]
+
+
+def test_two_packages_with_one_name_and_a_broken_one_are_said(monkeypatch):
+    things = points(monkeypatch, "torch:ones", "numpy:ones")
+    with pytest.raises(InvdiffError, match=r"several packages \(torch:ones, numpy:ones\)"):
+        things.get("theirs")
+    things = points(monkeypatch, "no_such_package:x")
+    with pytest.raises(InvdiffError, match="cannot be imported from no_such_package:x"):
+        things.get("theirs")
+    with pytest.warns(InvdiffWarning, match="no_such_package"):
+        assert list(things.items()) == []
