@@ -249,7 +249,9 @@ def operators_table() -> str:
         ]
         for name, cls in OPERATORS.items()
     ]
-    return markdown_table(["name", "class", "options", "what it measures"], rows)
+    return markdown_table(
+        ["name", "class", "options", "what it measures"], rows
+    )
 
 
 def masks_table() -> str:
