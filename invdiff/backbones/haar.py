@@ -300,7 +300,7 @@ class HaarUNet(nn.Module):
         return NetworkBackbone(
             self,
             d.noise_schedule(),
-            d.image_shape,  # type: ignore[arg-type]
+            d.image_shape,
             prediction=d.prediction,
             precision=precision,
             compile=compile,

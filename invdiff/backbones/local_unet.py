@@ -152,6 +152,13 @@ class LocalUNet(nn.Module):
                 nn.init.zeros_(module.gain.weight)
         self.balance()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> LocalUNet:
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():  # a time in bfloat16 would be another time: 1 - alpha_bar_0 would be 0
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
     @property
     def field_of_view(self) -> int:
         """How far a pixel of the output looks, in pixels of the picture to each side."""
@@ -260,8 +267,10 @@ class LocalUNet(nn.Module):
         return NetworkBackbone(
             self,
             d.noise_schedule(),
-            d.image_shape,  # type: ignore[arg-type]
+            d.image_shape,
             prediction=d.prediction,
+            multiple_of=self.stride,
+            field_of_view=self.field_of_view,
             name=name or d.name,
             **options,
         )

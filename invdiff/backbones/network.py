@@ -126,7 +126,7 @@ class NetworkBackbone(Backbone):
         self,
         network: Callable[..., Any],
         schedule: NoiseSchedule | None = None,
-        image_shape: tuple[int, ...] = (3, 256, 256),
+        image_shape: tuple[int | None, ...] = (3, 256, 256),
         *,
         prediction: str = "epsilon",
         learned_variance: bool = False,
