@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 import invdiff as iv
 
 SHAPE = (3, 16, 16)
+
+
+def quiet_solve(*args, **kwargs) -> iv.Solution:
+    """`solve` in model range, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", iv.InvdiffWarning)
+        return iv.solve(*args, **{"value_range": (-1, 1), **kwargs})
 
 
 def gaussian_backbone(
@@ -62,4 +71,6 @@ FEW_STEPS = {
     "pigdm": {"steps": 12},
     "mcg": {"steps": 12},
     "dps": {"steps": 12},
+    "mmps": {"steps": 12},
+    "tmpd": {"steps": 12},
 }

@@ -1,19 +1,31 @@
 """The shelf of samplers: one file per method, each a page of its paper."""
 
 from invdiff.options import option
-from invdiff.samplers.base import Progress, Sampler, register_sampler, sampler_class, sampler_names, samplers_that
+from invdiff.samplers.base import (
+    Cost,
+    Estimator,
+    Progress,
+    Sampler,
+    register_sampler,
+    sampler_class,
+    sampler_names,
+    samplers_that,
+)
 from invdiff.samplers.ddnm import DDNM, DDNMPlus
 from invdiff.samplers.ddrm import DDRM
 from invdiff.samplers.diffpir import DiffPIR
 from invdiff.samplers.dps import DPS
 from invdiff.samplers.fps_smc import FPSSMC
 from invdiff.samplers.guidance import Guidance, total_variation
+from invdiff.samplers.integrators import INTEGRATORS
 from invdiff.samplers.mcg import MCG
 from invdiff.samplers.mcg_diff import MCGDiff
+from invdiff.samplers.mmps import MMPS
 from invdiff.samplers.paths import PATHS, jumps, network_calls, plain, travel
 from invdiff.samplers.pigdm import PiGDM
 from invdiff.samplers.repaint import RePaint, Replacement
 from invdiff.samplers.tds import TDS
+from invdiff.samplers.tmpd import TMPD
 from invdiff.samplers.unconditional import Unconditional
 
 __all__ = [
@@ -21,11 +33,16 @@ __all__ = [
     "DDRM",
     "DPS",
     "FPSSMC",
+    "INTEGRATORS",
     "MCG",
+    "MMPS",
     "PATHS",
     "TDS",
+    "TMPD",
+    "Cost",
     "DDNMPlus",
     "DiffPIR",
+    "Estimator",
     "Guidance",
     "MCGDiff",
     "PiGDM",

@@ -19,12 +19,13 @@ from invdiff.backbones.schedule import SPACINGS, NoiseSchedule
 from invdiff.checks import shown
 from invdiff.errors import DivergenceError, InvdiffError, near_match
 from invdiff.noise import Draw, NoiseSource
+from invdiff.operators.base import LinearOperator
 from invdiff.options import check_options, option
 from invdiff.problem import Problem
 from invdiff.registry import Registry
 from invdiff.samplers import paths
 from invdiff.samplers.guidance import Guidance, GuidedBackbone
-from invdiff.samplers.integrators import INTEGRATORS, OWN, Integrator, Move, integrator_named
+from invdiff.samplers.integrators import INTEGRATORS, OWN, REMEMBERED, History, Integrator, Move, integrator_named
 from invdiff.tensors import weighted_sum
 
 # ---- one step's report ------------------------------------------------------------------------------------------
@@ -78,11 +79,13 @@ class Record:
         calls: the network's own time of every call, in order.
         per_image: successive rows of the batch that belong to one image; None where that does not matter.
         details: what a sampler has to tell, by name, tensors of one entry per image: `Solution.diagnostics`.
+        memory: what an estimate keeps for the next one; see `memory_of`.
     """
 
     calls: list[int] = field(default_factory=list)
     per_image: int | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 class RecordedBackbone(Backbone):
@@ -105,6 +108,11 @@ class RecordedBackbone(Backbone):
         first = int(t.flatten()[0]) if isinstance(t, Tensor) else t
         self.record.calls.append(self.schedule.timestep(first))
         return self.backbone.predict(x_t, t)
+
+
+def memory_of(backbone: Backbone) -> dict[str, Tensor]:
+    """What an estimate kept in this run, by name, to be read and written; outside of a run an empty one that nobody keeps."""
+    return backbone.record.memory if isinstance(backbone, RecordedBackbone) else {}
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -278,11 +286,12 @@ class Sampler(ABC):
         check_every = 1 if problem.y.device.type == "cpu" else 16
         with no_gradient(inference=not (self.uses_gradient or guidance)):
             x = self.first_state(problem, backbone, times[0], noise.at(-1)) if x_init is None else x_init
-            x0, previous = x, None
+            x0 = x
+            history: History = ()
             for k, (t, s) in enumerate(pairwise(times)):
                 draw = noise.at(k)
                 if s > t:
-                    x, previous = self.renoise(x, x0, t, s, backbone, draw), None
+                    x, history = self.renoise(x, x0, t, s, backbone, draw), ()
                 else:
                     if record.calls:
                         x = self.before_call(x, t, problem, backbone, draw)
@@ -290,8 +299,8 @@ class Sampler(ABC):
                         x, x0 = self.step(x, t, s, problem, backbone, draw)
                     else:
                         x0 = ask(x, t)
-                        x = stepper.step(Move(x, x0, t, s, schedule, draw, previous, ask))
-                        previous = (t, x0)
+                        x = stepper.step(Move(x, x0, t, s, schedule, draw, history, ask))
+                        history = ((t, x0), *history[: REMEMBERED - 1])
                 if (k % check_every == 0 or k == len(times) - 2) and not finite(x):
                     raise DivergenceError(
                         f"{self.name} diverged: the state is not finite after move {k + 1} of {len(times) - 1} "
@@ -324,7 +333,7 @@ class Estimator(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """One step by itself, without the memory of a multistep integrator, which the loop has."""
         x0 = self.estimate(x_t, t, problem, backbone)
-        move = Move(x_t, x0, t, s, backbone.schedule, noise, None, lambda x, u: self.estimate(x, u, problem, backbone))
+        move = Move(x_t, x0, t, s, backbone.schedule, noise, (), lambda x, u: self.estimate(x, u, problem, backbone))
         return integrator_named(self.integrator).step(move), x0
 
 
@@ -367,6 +376,19 @@ def estimate_with_pullback(
 
     variance = None if prediction.log_variance is None else prediction.log_variance.detach()
     return Prediction(prediction.x0.detach(), prediction.eps.detach(), variance), x0.detach(), pullback
+
+
+def linear_operator(problem: Problem, sampler: str) -> LinearOperator:
+    """The problem's operator, for a method that needs its adjoint.
+
+    Raises:
+        InvdiffError: it is not linear.
+    """
+    if not isinstance(problem.operator, LinearOperator):
+        raise InvdiffError(
+            f"{sampler} needs a linear operator, got {problem.operator!r}; PiGDM and DDNM take those with a pseudo-inverse"
+        )
+    return problem.operator
 
 
 def inverse(squared: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.schedule import SPACINGS, NoiseSchedule
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, inverse, register_sampler
+from invdiff.samplers.integrators import OWN, OWN_OR_INTEGRATOR
 from invdiff.samplers.paths import travel
 from invdiff.tensors import weighted_sum
 
@@ -34,9 +36,12 @@ class DDNM(Sampler):
     eta: float = option(0.85, "share of fresh noise: 0 deterministic, 1 all fresh", low=0, high=1)
     travel_length: int = option(1, "steps of one travel back", low=1)
     travel_repeat: int = option(1, "how often each stretch is walked; 1 = no travel (the paper's old photos: 2)", low=1)
+    integrator: str = option(
+        OWN, "the paper's step, or an integrator that follows the estimate", choices=OWN_OR_INTEGRATOR
+    )
+    spacing: str = option("leading", "which times of the schedule are kept", choices=SPACINGS)
 
     consistent: ClassVar[bool] = True
-    default_spacing: ClassVar[str] = "leading"
     paper: ClassVar[str] = (
         "Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, ICLR 2023"
     )
@@ -55,6 +60,9 @@ class DDNM(Sampler):
         c = (1 - a_s) ** 0.5
         kept = (1 - self.eta**2) ** 0.5
         return weighted_sum((a_s**0.5, corrected), (c * self.eta, noise("step")), (c * kept, eps)), x0
+
+    def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        return problem.replace_known(backbone.predict(x_t, t).x0)
 
     def renoise(self, x_t: Tensor, x0: Tensor, t: int, s: int, backbone: Backbone, noise: Draw) -> Tensor:
         a_s = backbone.schedule.alpha_bar_at(s)
@@ -77,6 +85,8 @@ class DDNMPlus(DDNM):
 
     The authors' SVD code forgets a rotation of the noise, which makes its noisy results depend on the choice of basis for
     super-resolution and colorization; this is the corrected form. With sigma_y > 0 the last estimate is the network's.
+
+    Left to an integrator, the correction is that for a deterministic step that stays at t (c and thr at a_t, eta = 0).
     """
 
     handles_noise: ClassVar[bool] = True
@@ -93,10 +103,7 @@ class DDNMPlus(DDNM):
         c, fresh, kept = (1 - a_s) ** 0.5, self.eta, (1 - self.eta**2) ** 0.5
         noise_y = a_s**0.5 * problem.sigma_y
 
-        def correction(squared: Tensor) -> Tensor:
-            return torch.where(
-                c * squared.sqrt() >= noise_y, inverse(squared), c * kept / noise_y * inverse(squared).sqrt()
-            )
+        correction = _trusted(c, noise_y, kept)
 
         def d_n(squared: Tensor) -> Tensor:
             room = c**2 - noise_y**2 * inverse(squared)
@@ -108,3 +115,19 @@ class DDNMPlus(DDNM):
         x = a_s**0.5 * (x0 + problem.filtered_residual(correction, x0))
         x = x + problem.operator.gram_filter(d_n, noise("step")) + problem.operator.gram_filter(d_e, prediction.eps)
         return x, x0
+
+    def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        if problem.sigma_y == 0:
+            return super().estimate(x_t, t, problem, backbone)
+        x0, a_t = backbone.predict(x_t, t).x0, backbone.schedule.alpha_bar_at(t)
+        return x0 + problem.filtered_residual(_trusted((1 - a_t) ** 0.5, a_t**0.5 * problem.sigma_y, 1.0), x0)
+
+
+def _trusted(c: float, noise_y: float, kept: float) -> Callable[[Tensor], Tensor]:
+    """The filter of the correction: 1/s^2 where ``c s >= noise_y``, else ``c kept / (noise_y s)``."""
+
+    def correction(squared: Tensor) -> Tensor:
+        weak = c * kept / noise_y * inverse(squared).sqrt()
+        return torch.where(c * squared.sqrt() >= noise_y, inverse(squared), weak)
+
+    return correction

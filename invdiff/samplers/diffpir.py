@@ -8,11 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
-from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.schedule import SPACINGS, NoiseSchedule
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, register_sampler
+from invdiff.samplers.integrators import OWN, OWN_OR_INTEGRATOR
 from invdiff.tensors import weighted_sum
 
 _LEAST_SIGMA = 0.002  # the authors' floor of 0.001 on a scale of [0, 1]
@@ -39,7 +40,7 @@ class DiffPIR(Sampler):
     lambda_: float = option(1.5, "weight of the prior in the proximal step", low=0)
     zeta: float = option(0.3, "share of fresh noise: 0 deterministic, 1 all fresh", low=0, high=1)
     eta: float = option(0.0, "DDIM noise within the kept share", low=0, high=1)
-    spacing: str = option("quad", "times kept: denser towards the clean end, or even", choices=("quad", "uniform"))
+    spacing: str = option("quad", "times kept: denser towards the clean end, or even (uniform), ...", choices=SPACINGS)
     guidance_scale: float = option(1.0, "step towards the proximal point; 1 is the point itself", low=0)
     inner_iterations: int = option(1, "how often each step is repeated, noised back in between", low=1, high=1000)
     ending: str = option("x0", "end with the corrected x0, or with the state at t = 0", choices=("x0", "state"))
@@ -48,12 +49,12 @@ class DiffPIR(Sampler):
         "first state from y (enlarged, or its pseudo-inverse, where it has another shape) at its own noise level, or pure noise",
         choices=("measurement", "noise"),
     )
+    integrator: str = option(
+        OWN, "the paper's step, or an integrator that follows the estimate", choices=OWN_OR_INTEGRATOR
+    )
 
     handles_noise: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, CVPRW 2023"
-
-    def respaced(self, schedule: NoiseSchedule) -> NoiseSchedule:
-        return schedule.respaced(self.steps, self.spacing)
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
         last = -1 if self.ending == "x0" or len(schedule) == 1 else 0
@@ -75,9 +76,7 @@ class DiffPIR(Sampler):
     ) -> tuple[Tensor, Tensor]:
         schedule = backbone.schedule
         a_t, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
-        rho = self.lambda_ * max(problem.sigma_y, _LEAST_SIGMA) ** 2 * a_t / (1 - a_t)
-        estimate = backbone.predict(x_t, t).x0.clamp(-1, 1)
-        x0 = estimate + self.guidance_scale * problem.filtered_residual(lambda squared: 1 / (squared + rho), estimate)
+        estimate, x0 = self._proximal(x_t, t, problem, backbone)
         if s < 0:
             return x0, estimate
         e = Prediction.from_x0(x_t, x0, a_t).eps
@@ -88,3 +87,13 @@ class DiffPIR(Sampler):
         if self.zeta > 0:
             x.add_(noise("step"), alpha=(self.zeta * (1 - a_s)) ** 0.5)
         return x, estimate
+
+    def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        return self._proximal(x_t, t, problem, backbone)[1]
+
+    def _proximal(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        """The network's x0, clipped, and the proximal point."""
+        a_t = backbone.schedule.alpha_bar_at(t)
+        rho = self.lambda_ * max(problem.sigma_y, _LEAST_SIGMA) ** 2 * a_t / (1 - a_t)
+        x0 = backbone.predict(x_t, t).x0.clamp(-1, 1)
+        return x0, x0 + self.guidance_scale * problem.filtered_residual(lambda squared: 1 / (squared + rho), x0)

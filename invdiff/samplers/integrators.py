@@ -6,9 +6,10 @@ that?* The probability-flow equation of a noise schedule is, in the image scaled
 
     dz / dsigma = (z - D(z, sigma)) / sigma,        D the clean estimate,
 
-and linear but for D; `ddim` holds D constant over a step, `dpm++2m` lets it change linearly in the log signal-to-noise ratio,
-`heun` averages the slope at both ends. `ancestral` adds fresh noise at every step, which forgives a biased estimate some of
-its bias and needs more steps. The last step, to the clean image, is the estimate itself with all of them.
+and linear but for D; `ddim` holds D constant over a step, `dpm++2m` and `eab3` let it change with the log signal-to-noise
+ratio as the estimates before say, along a line and along a parabola, `heun` averages the slope at both ends. `ancestral`
+adds fresh noise at every step, which forgives a biased estimate some of its bias and needs more steps. The last step, to the
+clean image, is the estimate itself with all of them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ from invdiff.errors import InvdiffError, near_match
 from invdiff.noise import Draw
 from invdiff.tensors import weighted_sum
 
-MOST_EXTRAPOLATION = 1.0
-"""Bound on the second-order weight h / (2 h_previous) of `dpm_solver_2m`: a step twice as long as the one before reaches it."""
+LONGEST_STEP = 2.0
+"""A multistep integrator looks back over steps of at least 1 / LONGEST_STEP of the one ahead: beyond, it extrapolates too far."""
+
+
+History = tuple[tuple[int, Tensor], ...]
+REMEMBERED = 2
+"""As many estimates of calls before as the integrators here look back on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Move:
         s: time after, s < t; -1 is clean.
         schedule: gives the levels of both.
         noise: the draws of this step.
-        previous: time and estimate of the call before, on the same way down; None on the first.
+        history: times and estimates of the calls before on the same way down, the last one first.
         ask: another estimate, ``ask(x_s, s)``; costs a network call.
     """
 
@@ -50,7 +56,7 @@ class Move:
     s: int
     schedule: NoiseSchedule
     noise: Draw
-    previous: tuple[int, Tensor] | None
+    history: History
     ask: Callable[[Tensor, int], Tensor]
 
 
@@ -113,23 +119,57 @@ def ddim(x_t: Tensor, x0: Tensor, t: int, s: int, schedule: NoiseSchedule) -> Te
     return weighted_sum((a_s**0.5 - kept * a_t**0.5, x0), (kept, x_t))
 
 
-def dpm_solver_2m(
-    x_t: Tensor, x0: Tensor, t: int, s: int, schedule: NoiseSchedule, previous: tuple[int, Tensor] | None
-) -> Tensor:
+def dpm_solver_2m(x_t: Tensor, x0: Tensor, t: int, s: int, schedule: NoiseSchedule, history: History) -> Tensor:
     """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), in the log signal-to-noise ratio ``l = log(sqrt(a) / sqrt(1 - a))``:
 
-        D   = x0 + h / (2 h_previous) (x0 - x0_previous),        h = l_s - l_t
+        D   = x0 + h / (2 h_before) (x0 - x0_before),        h = l_s - l_t
         x_s = sqrt((1 - a_s) / (1 - a_t)) x_t + sqrt(a_s) (1 - exp(-h)) D
 
-    which is DDIM's step with D for x0. First order (D = x0) on the first step and on the last, where h is infinite; where
-    the times stand unevenly the weight is at most `MOST_EXTRAPOLATION`.
+    which is DDIM's step with D for x0. First order (D = x0) on the first step, on the last, where h is infinite, and where
+    a step is more than `LONGEST_STEP` times the one before.
     """
-    if previous is None or s < 0:
+    nodes = _nodes(schedule, t, s, history[:1])
+    if len(nodes) == 1:
         return ddim(x_t, x0, t, s, schedule)
-    before, x0_before = previous
-    l_before, l_t, l_s = (half_log_snr(schedule, u) for u in (before, t, s))
-    weight = min((l_s - l_t) / (2 * (l_t - l_before)), MOST_EXTRAPOLATION)
-    return ddim(x_t, weighted_sum((1 + weight, x0), (-weight, x0_before)), t, s, schedule)
+    weight = (half_log_snr(schedule, s) - half_log_snr(schedule, t)) / (-2 * nodes[1])
+    return ddim(x_t, weighted_sum((1 + weight, x0), (-weight, history[0][1])), t, s, schedule)
+
+
+def adams_bashforth(x_t: Tensor, x0: Tensor, t: int, s: int, schedule: NoiseSchedule, history: History) -> Tensor:
+    """Exponential Adams-Bashforth (Zhang & Chen, 2023, in x0): with D the polynomial in l through this estimate and those before,
+
+        x_s = sqrt((1 - a_s) / (1 - a_t)) x_t + sqrt(a_s) int_0^h exp(u - h) D(l_t + u) du,        h = l_s - l_t,
+
+    the integral in closed form. Of as many orders as there are estimates, three at most; the first order is DDIM. Lower where
+    steps are more than `LONGEST_STEP` times those before, and 1 on the step to the clean image.
+    """
+    nodes = _nodes(schedule, t, s, history)
+    if len(nodes) == 1:
+        return ddim(x_t, x0, t, s, schedule)
+    h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
+    moments = [-math.expm1(-h)]  # int_0^h exp(u - h) u^j du, by parts
+    for j in range(1, len(nodes)):
+        moments.append(h**j - j * moments[-1])
+    powers = torch.tensor([[node**j for node in nodes] for j in range(len(nodes))], dtype=torch.float64)
+    weights = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
+    a_t, a_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(s)
+    estimates = [x0, *(estimate for _, estimate in history)]
+    terms = [(a_s**0.5 * w, estimate) for w, estimate in zip(weights, estimates, strict=False)]
+    return weighted_sum((((1 - a_s) / (1 - a_t)) ** 0.5, x_t), *terms)
+
+
+def _nodes(schedule: NoiseSchedule, t: int, s: int, history: History) -> list[float]:
+    """Where the estimates stand that a step may use, in log signal-to-noise ratio from that of t: 0, then below."""
+    nodes = [0.0]
+    if s >= 0:
+        l_t = half_log_snr(schedule, t)
+        h = half_log_snr(schedule, s) - l_t
+        for before, _ in history:
+            node = half_log_snr(schedule, before) - l_t
+            if h > LONGEST_STEP * (nodes[-1] - node):
+                break
+            nodes.append(node)
+    return nodes
 
 
 def heun(
@@ -174,8 +214,12 @@ INTEGRATORS: dict[str, Integrator] = {
         paper="Song et al., Denoising Diffusion Implicit Models, ICLR 2021",
     ),
     "dpm++2m": Integrator(
-        lambda m: dpm_solver_2m(m.x_t, m.x0, m.t, m.s, m.schedule, m.previous),
+        lambda m: dpm_solver_2m(m.x_t, m.x0, m.t, m.s, m.schedule, m.history),
         paper="Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, 2022",
+    ),
+    "eab3": Integrator(
+        lambda m: adams_bashforth(m.x_t, m.x0, m.t, m.s, m.schedule, m.history),
+        paper="Zhang and Chen, Fast Sampling of Diffusion Models with Exponential Integrator, ICLR 2023",
     ),
     "heun": Integrator(
         lambda m: heun(m.x_t, m.x0, m.t, m.s, m.schedule, m.ask),
@@ -187,6 +231,8 @@ INTEGRATORS: dict[str, Integrator] = {
 
 OWN = "own"
 """The name that stands for the step of the sampler's own paper."""
+
+OWN_OR_INTEGRATOR = (OWN, *INTEGRATORS)
 
 
 def integrator_named(name: str) -> Integrator:

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.backbones.base import Backbone
+from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.schedule import SPACINGS
 from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, estimate_with_pullback, inverse, register_sampler
-from invdiff.samplers.integrators import ddim_coefficients
+from invdiff.samplers.integrators import OWN, OWN_OR_INTEGRATOR, ddim_coefficients
 from invdiff.tensors import weighted_sum
 
 
@@ -38,9 +39,13 @@ class PiGDM(Sampler):
     )
     init: str = option("pinv", "first state: the noised pseudo-inverse of y, or pure noise", choices=("pinv", "noise"))
 
+    integrator: str = option(
+        OWN, "the paper's step, or an integrator that follows the estimate", choices=OWN_OR_INTEGRATOR
+    )
+    spacing: str = option("leading", "which times of the schedule are kept", choices=SPACINGS)
+
     handles_noise: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
-    default_spacing: ClassVar[str] = "leading"
     paper: ClassVar[str] = "Song et al., Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR 2023"
 
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
@@ -56,16 +61,26 @@ class PiGDM(Sampler):
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
-        prediction, estimate, pullback = estimate_with_pullback(backbone, x_t, t)
+        prediction, estimate, x0, g = self._guided(x_t, t, problem, backbone)
         a_t, a_s = backbone.schedule.alpha_bar_at(t), backbone.schedule.alpha_bar_at(s)
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
-        ratio = problem.sigma_y**2 / (1 - a_t)
+        x = weighted_sum((a_s**0.5, x0), (c2, prediction.eps), (self.weight * (a_s * a_t) ** 0.5, g))
+        return x.add_(noise("step"), alpha=c1) if c1 > 0 else x, estimate
+
+    def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        """``x0 + weight g / sqrt(a_t)``: by Tweedie's formula what the guidance makes of the mean."""
+        _, _, x0, g = self._guided(x_t, t, problem, backbone)
+        return weighted_sum((1.0, x0), (self.weight / backbone.schedule.alpha_bar_at(t) ** 0.5, g))
+
+    def _guided(
+        self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone
+    ) -> tuple[Prediction, Tensor, Tensor, Tensor]:
+        """The prediction, its x0, this x0 with the known part put in if asked for, and g."""
+        prediction, estimate, pullback = estimate_with_pullback(backbone, x_t, t)
+        ratio = problem.sigma_y**2 / (1 - backbone.schedule.alpha_bar_at(t))
         g = pullback(
             problem.filtered_residual(inverse if ratio == 0 else lambda squared: 1 / (squared + ratio), estimate)
         )
-        x0 = estimate
-        if self.project:
-            x0 = problem.replace_known(x0)
-            g = problem.operator.complement(g)
-        x = weighted_sum((a_s**0.5, x0), (c2, prediction.eps), (self.weight * (a_s * a_t) ** 0.5, g))
-        return x.add_(noise("step"), alpha=c1) if c1 > 0 else x, estimate
+        if not self.project:
+            return prediction, estimate, estimate, g
+        return prediction, estimate, problem.replace_known(estimate), problem.operator.complement(g)

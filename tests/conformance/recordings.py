@@ -229,7 +229,12 @@ def tiny_network(folder: Path, double: bool = False) -> Callable[[Tensor, Tensor
         return backbone.network
     module: Any = backbone.module
     module = module.double()
-    return lambda x, t: module(x, t).sample
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        out = module(x, t)
+        return out if isinstance(out, Tensor) else out[0]
+
+    return network
 
 
 @cache

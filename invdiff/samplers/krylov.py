@@ -1,0 +1,103 @@
+"""Linear systems of every image of a batch by a few Krylov iterations; nothing is shared between images.
+
+The matrix M is known by its products. Every product brings a companion along, some further linear function of the vector
+(an image, where M lives on measurements), and the solution's companion is put together from those of the iterations: it costs
+no product of its own. Iterations are run in the precision of the right-hand side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], tuple[Tensor, Tensor]]  # p -> (M p, companion of p)
+
+
+def conjugate_gradients(
+    product: Product, b: Tensor, iterations: int, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Conjugate directions on M u = b, ``iterations`` of them (Hestenes & Stiefel, 1952).
+
+    M should be symmetric and positive semi-definite, b in its range. The directions are the residuals, each made conjugate
+    to all before it, so that these are conjugate gradients from 0; with a `start` it comes first, with the length that is
+    best for it: it costs an iteration, and saves several where it is near the solution (Saad et al., 2000). An image stops
+    where its residual is 0, and leaves out a direction of no positive curvature (M is then no covariance).
+
+    Returns:
+        u, of the shape of b (B, ...), and its companion.
+    """
+    u, r = torch.zeros_like(b), b
+    companion: Tensor | None = None
+    before: list[tuple[Tensor, Tensor, Tensor]] = []  # directions, their products, their curvatures
+    for k in range(iterations):
+        p = r if start is None or k > 0 else start
+        for d, of_d, curvature in before:
+            p = p - _over(_ratio(inner(of_d, p), curvature), d) * d
+        q, moved = product(p)
+        curvature = inner(p, q)
+        step = _ratio(inner(p, r), curvature)
+        u, r = u + _over(step, p) * p, r - _over(step, q) * q
+        companion = _add(companion, step, moved)
+        before.append((p, q, curvature))
+    assert companion is not None
+    return u, companion
+
+
+def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """``iterations`` steps of GMRES from 0 on M u = b, without restarts (Saad & Schultz, 1986): any square M.
+
+    Returns:
+        u, of the shape of b (B, ...), and its companion.
+    """
+    norm = inner(b, b).sqrt()
+    basis, companions = [_divided(b, norm)], []
+    H = b.new_zeros((len(b), iterations + 1, iterations))
+    for k in range(iterations):
+        w, of_v = product(basis[k])
+        companions.append(of_v)
+        for i, v in enumerate(basis):
+            H[:, i, k] = inner(v, w)
+            w = w - _over(H[:, i, k], v) * v
+        H[:, k + 1, k] = inner(w, w).sqrt()
+        basis.append(_divided(w, H[:, k + 1, k]))
+    weights = torch.linalg.pinv(H)[:, :, 0] * norm[:, None]
+    u = torch.zeros_like(b)
+    companion: Tensor | None = None
+    for k in range(iterations):
+        u = u + _over(weights[:, k], b) * basis[k]
+        companion = _add(companion, weights[:, k], companions[k])
+    assert companion is not None
+    return u, companion
+
+
+SOLVERS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "cg": conjugate_gradients,
+    "gmres": gmres,
+}
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The dot product of every image, (B,)."""
+    return (a.flatten(1) * b.flatten(1)).sum(1)
+
+
+def _over(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) numbers, shaped to multiply a batch such as `like`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is not positive."""
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)
+
+
+def _add(total: Tensor | None, weight: Tensor, term: Tensor) -> Tensor:
+    scaled = _over(weight, term).to(term.dtype) * term
+    return scaled if total is None else total + scaled
+
+
+def _divided(x: Tensor, norm: Tensor) -> Tensor:
+    safe = torch.where(norm > 0, norm, 1.0)
+    return x / _over(safe, x)

@@ -1,0 +1,135 @@
+"""MMPS, TMPD and PiGDM as azula runs them, CoPaint, RED-diff and DAPS: settings from a recording's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from conformance.recordings import TOLERANCE, Outcome, Recording, largest_difference
+
+from invdiff import MMPS, TMPD, PiGDM, Sampler, solve
+from invdiff.problem import build_problem
+from invdiff.samplers.base import Estimator
+from invdiff.samplers.integrators import Integrator, Move, ddim_coefficients
+from invdiff.tensors import weighted_sum
+
+# ---- estimates at fixed x_t -------------------------------------------------------------------------------------
+
+
+def mean(recording: Recording) -> Iterator[Outcome]:
+    """E[x0 | x_t, y] at the recorded states, the one that is nearest to not passing: runs ``<denoiser>.<solver><iterations>``
+    or ``<denoiser>.tmpd``."""
+    config, given = recording.config, recording.inputs
+    for run, recorded in recording.runs.items():
+        sampler = _estimator(run.split(".")[1])
+        backbone = recording.backbone(run, double=True)
+        problem = build_problem(
+            recording.operator(), recording.measurement(), float(config["sigma_y"]), backbone, (-1, 1)
+        )
+        stated = recorded["about"].get("official_float32_minus_this_golden_max_abs_per_t", [])
+        worst, ratio, allowed = 0.0, -1.0, TOLERANCE
+        for k, t in enumerate(given["t"].tolist()):
+            with torch.no_grad():
+                got = sampler.estimate(given["x_t"][k][None].double(), t, problem, backbone)
+            difference = largest_difference(got[0], recorded["mean"][k])
+            tolerance = max(TOLERANCE, stated[k] if k < len(stated) else 0.0)
+            if not difference / tolerance <= ratio:
+                worst, ratio, allowed = difference, difference / tolerance, tolerance
+        yield Outcome(run, worst, allowed)
+
+
+def _estimator(word: str) -> Estimator:
+    if word == "tmpd":
+        return TMPD(floor=0)
+    solver = word.rstrip("0123456789")
+    return MMPS(solver=solver, iterations=int(word[len(solver) :]), scaled=False, warm=False)
+
+
+# ---- the same as samplers, with azula's DDIM --------------------------------------------------------------------
+
+
+def azula(recording: Recording) -> Iterator[Outcome]:
+    """An estimate on the leading clock with DDIM; azula's eta is the square of DDIM's."""
+    config = recording.config
+    eta = float(config.get("eta_ddim", config.get("eta_azula", 0.0) ** 0.5))
+    steps = {"steps": int(config["num_steps"]), "spacing": "leading"}
+    sampler: Sampler
+    if config["algo"] == "azula_mmps":
+        options: dict[str, Any] = {"solver": config["solver"], "iterations": int(config["iterations"])}
+        sampler = _MMPS(**steps, **options, scaled=False, warm=False, eta=eta)
+    elif config["algo"] == "azula_tmpd":
+        sampler = _TMPD(**steps, floor=0, eta=eta)
+    else:
+        sampler = PiGDM(**steps, eta=eta, init="noise")
+    yield from _replayed(recording, sampler, float(config["sigma_y"]))
+
+
+def _stepper(eta: float) -> Integrator:
+    def step(m: Move) -> torch.Tensor:
+        a_t, a_s = m.schedule.alpha_bar_at(m.t), m.schedule.alpha_bar_at(m.s)
+        c1, c2 = ddim_coefficients(a_t, a_s, eta)
+        c2 /= (1 - a_t) ** 0.5
+        x = weighted_sum((a_s**0.5 - c2 * a_t**0.5, m.x0), (c2, m.x_t))
+        return x + c1 * m.noise("step") if c1 > 0 else x
+
+    return Integrator(step)
+
+
+@dataclass(frozen=True)
+class _MMPS(MMPS):
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:  # the field above is none of the library's options
+        pass
+
+    def stepper(self) -> Integrator:
+        return _stepper(self.eta)
+
+
+@dataclass(frozen=True)
+class _TMPD(TMPD):
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        pass
+
+    def stepper(self) -> Integrator:
+        return _stepper(self.eta)
+
+
+# ---- what they share --------------------------------------------------------------------------------------------
+
+
+def _replayed(recording: Recording, sampler: Sampler, sigma_y: float) -> Iterator[Outcome]:
+    for run, recorded in recording.runs.items():
+        solution = solve(
+            recording.operator(),
+            recording.measurement(),
+            sampler,
+            backbone=recording.backbone(run),
+            sigma_y=sigma_y,
+            value_range=(-1, 1),
+            x_init=recording.first_state(run),
+            noise=recording.noise(run.split(".")[1]),
+            progress=False,
+        )
+        same = list(solution.timesteps) == recorded["t"].tolist()
+        yield Outcome(
+            run,
+            largest_difference(solution.x, recorded["x0"]),
+            recording.tolerance(run),
+            "" if same else "asked at other times",
+            failed=not same,
+        )
+
+
+ALGORITHMS = {
+    "mmps": mean,
+    "tmpd": mean,
+    "azula_mmps": azula,
+    "azula_tmpd": azula,
+    "azula_pgdm": azula,
+    "azula_pigdm": azula,
+}

@@ -1,0 +1,165 @@
+"""Integrators: their orders, their last steps, their costs; the Karras spacing; estimates that take any of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import quiet_solve
+
+import invdiff as iv
+from invdiff import InvdiffError, NoiseSchedule
+from invdiff.bench.posterior.distances import gaussian_w2
+from invdiff.priors.named import correlated_gaussian
+from invdiff.samplers import INTEGRATORS
+from invdiff.samplers.integrators import adams_bashforth, ddim, dpm_solver_2m, half_log_snr
+
+LINEAR, COSINE = NoiseSchedule.linear(), NoiseSchedule.cosine()
+ESTIMATORS = ("mmps", "tmpd", "ddnm", "ddnm+", "pigdm", "diffpir")
+
+
+@pytest.fixture(scope="module")
+def prior() -> iv.GaussianBackbone:
+    return correlated_gaussian().double()
+
+
+def descent(prior, steps: int, integrator: str, start: torch.Tensor) -> torch.Tensor:
+    """The prior's own probability flow from `start`: MMPS with nothing measured."""
+    method = iv.MMPS(steps=steps, integrator=integrator, iterations=1)
+    nothing = iv.Mask(torch.zeros(1, 8))
+    return quiet_solve(nothing, torch.zeros(1, 1, 8), method, backbone=prior, x_init=start, n_samples=len(start)).x
+
+
+@pytest.mark.parametrize(("integrator", "order"), [("ddim", 1), ("dpm++2m", 2), ("heun", 2), ("eab3", 3)])
+def test_the_error_falls_as_the_order_says(integrator, order, prior):
+    start = torch.randn(4, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = descent(prior, 400, "eab3", start)
+    coarse, fine = (float((descent(prior, n, integrator, start) - exact).norm()) for n in (20, 40))
+    assert coarse / fine > 0.7 * 2**order
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_the_last_step_is_the_estimate(integrator, prior):
+    x = torch.randn(1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    end = quiet_solve(
+        iv.Mask(torch.zeros(1, 8)), torch.zeros(1, 1, 8), iv.MMPS(steps=5, integrator=integrator), backbone=prior,
+        x_init=x, path=[0, -1],
+    ).x  # fmt: skip
+    first = LINEAR.respaced(5, "karras")
+    assert torch.allclose(end.double(), prior.on(first).predict(x, 0).x0, atol=1e-6)
+
+
+def test_multistep_integrators_start_as_ddim_and_do_not_leap():
+    """First order without a past, on the last step, and where a step is much longer than the one before."""
+    x, x0, before = torch.randn(3, 1, 1, 1, 4, generator=torch.Generator().manual_seed(2)).double().unbind(0)
+    for t, s, history in ((500, 400, ()), (3, -1, ((10, before),)), (500, 100, ((501, before),))):
+        for step in (dpm_solver_2m, adams_bashforth):
+            assert torch.equal(step(x, x0, t, s, LINEAR, history), ddim(x, x0, t, s, LINEAR))
+    assert not torch.allclose(dpm_solver_2m(x, x0, 500, 400, LINEAR, ((600, before),)), ddim(x, x0, 500, 400, LINEAR))
+
+
+def test_adams_bashforth_is_exact_for_a_parabola():
+    """With D quadratic in the log signal-to-noise ratio the step solves the equation: compared with 20,000 Euler steps."""
+
+    def D(l: float) -> float:
+        return 0.3 - 0.5 * l + 0.2 * l * l
+
+    l_t, l_s = half_log_snr(LINEAR, 500), half_log_snr(LINEAR, 420)
+    history = tuple((t, torch.tensor([D(half_log_snr(LINEAR, t))]).double()) for t in (560, 640))
+    got = adams_bashforth(torch.tensor([0.7]).double(), torch.tensor([D(l_t)]).double(), 500, 420, LINEAR, history)
+    n, integral = 20_000, 0.0
+    for i in range(n):
+        l = l_t + (i + 0.5) * (l_s - l_t) / n
+        integral += math.exp(l - l_s) * D(l) * (l_s - l_t) / n
+    a_t, a_s = LINEAR.alpha_bar_at(500), LINEAR.alpha_bar_at(420)
+    assert abs(float(got) - (((1 - a_s) / (1 - a_t)) ** 0.5 * 0.7 + a_s**0.5 * integral)) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, COSINE, NoiseSchedule.scaled_linear(), NoiseSchedule.linear(50, 1e-3, 0.3)]
+)
+def test_karras_spacing_is_distinct_and_even_in_the_seventh_root_of_sigma(schedule):
+    for n in (1, 2, 3, 10, 30, schedule.T // 2, schedule.T):
+        kept = schedule.respaced(n, "karras")
+        times = kept.timesteps.tolist()
+        assert len(set(times)) == n and times == sorted(times)
+        a = kept.alpha_bar[:n]
+        sigma = ((1 - a) / a).sqrt()
+        if n > 1:
+            assert times[0] == 0
+        if n < schedule.T // 2:
+            assert float(sigma.max()) <= 161 or n == 1
+        if n == 10 and schedule.T == 1000:
+            root = sigma ** (1 / 7)
+            gaps = root.diff()
+            assert float(gaps.max() / gaps.min()) < 1.2
+    assert LINEAR.respaced(30, "karras").timesteps[-1] == 999
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("sampler", ESTIMATORS)
+def test_costs_are_counted_before_a_run_as_they_are_in_it(sampler, integrator, gaussian, clean):
+    A = iv.Mask(iv.make_mask("half", 16))
+    for path in (None, "jumps"):
+        options = {} if path is None else {"path": path, "jump_length": 2, "jump_n_sample": 2}
+        s = quiet_solve(
+            A, clean[:1], sampler, backbone=gaussian, sigma_y=0.1 if sampler != "ddnm" else 0.0, steps=7,
+            integrator=integrator, spacing="karras", **options,
+        )  # fmt: skip
+        steps = 7 if path is None else s.nfe
+        if path is None:
+            assert s.nfe == (2 * steps - 1 if integrator == "heun" else steps)
+        assert len(s.timesteps) == s.nfe
+        method = iv.samplers.sampler_class(sampler)(steps=7, integrator=integrator, spacing="karras")
+        cost = method.cost(gaussian.schedule, None if path is None else iv.samplers.jumps(7, 2, 2))
+        assert (cost.calls, cost.vjps) == (s.nfe, s.vjps)
+        assert torch.isfinite(s.x).all()
+
+
+@pytest.mark.parametrize("sampler", ESTIMATORS)
+def test_an_estimate_does_not_depend_on_its_batch(sampler, gaussian, clean):
+    A = iv.SuperResolution(2, "box")
+    options = {"backbone": gaussian, "sigma_y": 0.1 if sampler != "ddnm" else 0.0, "steps": 8, "integrator": "eab3"}
+    together = quiet_solve(A, A(clean), sampler, batch_size=4, **options).x
+    alone = quiet_solve(A, A(clean), sampler, batch_size=1, **options).x
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_the_own_step_stays_the_default(gaussian, clean):
+    A = iv.Mask(iv.make_mask("half", 16))
+    for sampler in ("ddnm", "pigdm", "diffpir"):
+        one, other = (
+            quiet_solve(A, clean[:1], sampler, backbone=gaussian, steps=6, **o).x for o in ({}, {"integrator": "own"})
+        )
+        assert torch.equal(one, other)
+        assert not torch.allclose(
+            one, quiet_solve(A, clean[:1], sampler, backbone=gaussian, steps=6, integrator="ddim").x
+        )
+
+
+def test_names_that_do_not_exist_are_refused_with_the_near_one(gaussian, clean):
+    A = iv.Mask(iv.make_mask("half", 16))
+    with pytest.raises(InvdiffError, match=r"dpm\+\+2m"):
+        quiet_solve(A, clean[:1], "mmps", backbone=gaussian, integrator="dpm++2")
+    with pytest.raises(InvdiffError, match="karras"):
+        quiet_solve(A, clean[:1], "mmps", backbone=gaussian, spacing="karas")
+    with pytest.raises(InvdiffError, match="unknown option 'integrator' for sampler dps"):
+        quiet_solve(A, clean[:1], "dps", backbone=gaussian, integrator="ddim")
+
+
+def w2(prior, operator, sigma_y: float, **options) -> float:
+    """To the exact posterior of one measurement, over its size, with 1,500 samples."""
+    y = operator.measure(prior.prior_sample(1, seed=4), sigma_y, seed=4)
+    exact = prior.posterior(operator, y, sigma_y)
+    s = quiet_solve(operator, y, backbone=prior, sigma_y=sigma_y, n_samples=1500, batch_size=1500, **options)
+    x, C = s.x.flatten(1).double(), exact.covariance.double()
+    return gaussian_w2(x.mean(0), torch.cov(x.mT), exact.mean.flatten().double(), C) / float(C.trace()) ** 0.5
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1, 0.5])
+def test_mmps_is_a_gaussians_exact_posterior(sigma_y, prior):
+    """With as many iterations as measurements and small steps nothing is left but the Monte-Carlo floor of about 0.035."""
+    A = iv.Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
+    assert w2(prior, A, sigma_y, sampler="mmps") < 0.06
+    assert w2(prior, A, sigma_y, sampler="mmps", integrator="ddim") > 0.08
