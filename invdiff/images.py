@@ -196,7 +196,7 @@ def save_grid(
     if not rows or any(isinstance(shape, str) for shape in shapes) or not fit:
         raise InvdiffError(f"rows must be batches (B, 1 or 3, H, W) of images of one size, got {shapes or 'none'}")
     most = max(shape[0] for shape in shapes)
-    grid = torch.full((len(rows), most, 3, *shapes[0][2:]), -1.0)
+    grid = torch.full((len(rows), most, 3, *shapes[0][2:]), -1.0, dtype=torch.float32)
     for line, row in zip(grid, rows, strict=True):
         line[: len(row)] = 2 * (row.detach().float().cpu() - low) / (high - low) - 1
     sample_sheet(grid.flatten(0, 1), columns=most, scale=zoom, gap=0).save(path)

@@ -31,7 +31,8 @@ class NoiseSource:
     Args:
         keys: one (seed, sample number) per image of the batch.
         image_shape: (C, H, W).
-        device: draws are made on this device by its own generator.
+        device: where the draws are wanted. They are made on the CPU whatever it is and copied, so that a seed means the same
+            numbers on every device; on a GPU the copy does not wait for what the GPU is at.
         dtype: of the draws; drawn in float32 and converted.
         replace: ``callable(shape) -> Tensor`` to be used instead, for common random numbers and for checks. It may have a
             method ``uniform(shape)`` for the uniform numbers of resampling.
@@ -55,7 +56,7 @@ class NoiseSource:
         self._in_squares = len(self._shape) == 3 and max(self._shape[1:]) > _WHOLE
         self._device, self._dtype = torch.device(device), dtype
         self._replace = replace
-        self._generator = torch.Generator(self._device)
+        self._generator = torch.Generator()
         self._per_block = max(1, _BLOCK // max(1, _numel(self._shape)))
         self._blocks: dict[str, tuple[int, Tensor]] = {}
 
@@ -135,11 +136,12 @@ class NoiseSource:
         return drawn[..., y : y + height, x : x + width].to(self._dtype)
 
     def _block(self, number: int, role: str) -> Tensor:
-        block = torch.empty((len(self._names), self._per_block, *self._shape), dtype=torch.float32, device=self._device)
+        shape = (len(self._names), self._per_block, *self._shape)
+        block = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=self._device.type == "cuda")
         for row, name in zip(block, self._names, strict=True):
             self._generator.manual_seed(seed_of(name, role, number))
             row.normal_(generator=self._generator)
-        return block if self._dtype == torch.float32 else block.to(self._dtype)
+        return block.to(self._device, non_blocking=True).to(self._dtype)
 
 
 def seed_of(*words: object) -> int:

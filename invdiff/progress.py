@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(what: str, total: int, show: bool | None = None) -> Iterator[Callable[[], None]]:
-    """A bar of `total` moves; yields a function that advances it by one.
+def progress_bar(what: str, total: int, show: bool | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` moves; yields a function that advances it by so many, or back.
 
     Args:
         what: shown in front.
@@ -19,7 +19,7 @@ def progress_bar(what: str, total: int, show: bool | None = None) -> Iterator[Ca
     if show is None:
         show = sys.stderr.isatty()
     if not show:
-        yield lambda: None
+        yield lambda moves: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,4 +27,4 @@ def progress_bar(what: str, total: int, show: bool | None = None) -> Iterator[Ca
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda moves: bar.advance(task, moves)

@@ -165,7 +165,7 @@ class LinearOperator(ABC):
 
         def build() -> Shape:
             one = self if self.batch_size is None else self[0]
-            return tuple(one(torch.zeros(1, *image_shape, device=self.device))[0].shape)
+            return tuple(one(torch.zeros(1, *image_shape, device=self.device, dtype=torch.float32))[0].shape)
 
         return self._remembered(("measurement_shape", image_shape), build)
 
@@ -475,7 +475,7 @@ class LinearOperator(ABC):
         draws = []
         for key in keys:
             state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            draws.append(torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(state)))
+            draws.append(torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(state), dtype=torch.float32))
         return y + sigma_y * torch.stack(draws).to(y)
 
     def dense(self, image_shape: Shape, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -17,7 +17,7 @@ from invdiff.errors import InvdiffError, near_match
 from invdiff.images import open_image
 from invdiff.operators.base import LinearOperator, Shape
 from invdiff.operators.options import called
-from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range
+from invdiff.operators.spectrum import RELATIVE_ZERO, Filter, on_range, through
 
 MOST_SIDE = 4096
 LEAST_GAIN = 1e-6
@@ -145,7 +145,7 @@ class Blur(LinearOperator):
 
     def gram_filter(self, f: Filter, x: Tensor) -> Tensor:
         squares = self._transfer(tuple(x.shape[1:]), x)[1]
-        return self._filtered(torch.as_tensor(f(squares)), torch.fft.rfft2(x), x)
+        return self._filtered(through(f, squares), torch.fft.rfft2(x), x)
 
     def cogram_filter(self, f: Filter, y: Tensor, image_shape: Shape | None = None) -> Tensor:
         return self.gram_filter(f, y)

@@ -26,10 +26,15 @@ def number(value: float | list[float]) -> Tensor:
         return torch.tensor(value, dtype=torch.float64)
 
 
+def through(f: Filter, eigenvalues: Tensor) -> Tensor:
+    """`f` at the eigenvalues, in their dtype: a filter made of Python numbers answers in PyTorch's default one."""
+    return torch.as_tensor(f(eigenvalues)).to(eigenvalues.dtype)
+
+
 def on_range(f: Filter, eigenvalues: Tensor) -> Tensor:
     """`f` at the non-zero eigenvalues and 0 at the zero ones, so that `1/lambda` is the pseudo-inverse's filter."""
     positive = eigenvalues > 0
-    return torch.where(positive, torch.as_tensor(f(torch.where(positive, eigenvalues, 1.0))), 0.0)
+    return torch.where(positive, through(f, torch.where(positive, eigenvalues, 1.0)), 0.0)
 
 
 def reciprocal(eigenvalues: Tensor) -> Tensor:
@@ -93,8 +98,8 @@ class SingularSystem:
         return self._about_zero(f, self.right, x)
 
     def _about_zero(self, f: Filter, basis: Tensor, v: Tensor) -> Tensor:
-        at_zero = f(self.values.new_zeros(()))
-        return at_zero * v + self._between(basis, f(self.values**2) - at_zero, basis, v)
+        at_zero = through(f, self.values.new_zeros(()))
+        return at_zero * v + self._between(basis, through(f, self.values**2) - at_zero, basis, v)
 
     @staticmethod
     def _between(source: Tensor, weights: Tensor, target: Tensor, v: Tensor) -> Tensor:
@@ -173,11 +178,10 @@ def _lanczos(w: Tensor, f: Filter, product: Callable[[Tensor], Tensor], rule: La
         last = k + 1 == count
         if (k + 1) % rule.check_every and not last:
             continue
-        new = _ritz_coefficients(f, torch.stack(diagonal, -1), torch.stack(off_diagonal, -1))
+        new, finished = _ritz_coefficients(f, torch.stack([torch.stack(diagonal, -1), torch.stack(off_diagonal, -1)]))
         grown = torch.nn.functional.pad(coefficients, (0, new.shape[-1] - coefficients.shape[-1]))
         size = torch.linalg.vector_norm(new, dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
         open_ = change > rule.tolerance
-        finished = off_diagonal[-1].cpu() == 0
         change = torch.where(open_, torch.linalg.vector_norm(new - grown, dim=-1) / size, change)
         change = torch.where(open_ & finished, 0.0, change)
         coefficients = torch.where(open_[:, None], new, grown)
@@ -194,13 +198,18 @@ def _lanczos(w: Tensor, f: Filter, product: Callable[[Tensor], Tensor], rule: La
     return (weights.unsqueeze(1) @ basis[:, : weights.shape[-1]]).squeeze(1).to(w.dtype)
 
 
-def _ritz_coefficients(f: Filter, diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
-    """`f(T) e_1` for the tridiagonal `T` of every image, `(B, k)`, on the CPU in double precision."""
-    place = diagonal
-    diagonal, off_diagonal = diagonal.cpu().double(), off_diagonal.cpu().double()[:, :-1]
+def _ritz_coefficients(f: Filter, recurrence: Tensor) -> tuple[Tensor, Tensor]:
+    """`f(T) e_1` for the tridiagonal `T` of every image, `(B, k)`, on the CPU in double precision, and which are finished.
+
+    `recurrence` holds the diagonal and what stands beside it, `(2, B, k)`: brought over from a GPU in one piece, since each
+    such copy waits for all that the GPU has to do.
+    """
+    place = recurrence
+    diagonal, beside = recurrence.cpu().double()
+    finished, off_diagonal = beside[:, -1] == 0, beside[:, :-1]
     tridiagonal = torch.diag_embed(diagonal)
     tridiagonal = tridiagonal + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
     ritz, vectors = torch.linalg.eigh(tridiagonal)
     ritz = torch.where(ritz > RELATIVE_ZERO**2 * ritz.amax(-1, keepdim=True), ritz, 0.0)
     weights = on_range(f, ritz.to(place)).to(ritz)  # where the tensors that f holds are
-    return (vectors @ (weights * vectors[:, 0]).unsqueeze(-1)).squeeze(-1)
+    return (vectors @ (weights * vectors[:, 0]).unsqueeze(-1)).squeeze(-1), finished

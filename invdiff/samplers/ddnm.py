@@ -110,7 +110,7 @@ class DDNMPlus(DDNM):
             return torch.where((squared > 0) & (room > 0), room.clamp(min=0).sqrt(), c * fresh)
 
         def d_e(squared: Tensor) -> Tensor:
-            return torch.where(squared > 0, 0.0, c * kept)
+            return torch.where(squared > 0, torch.zeros_like(squared), c * kept)
 
         x = a_s**0.5 * (x0 + problem.filtered_residual(correction, x0))
         x = x + problem.operator.gram_filter(d_n, noise("step")) + problem.operator.gram_filter(d_e, prediction.eps)

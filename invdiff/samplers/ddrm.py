@@ -73,7 +73,7 @@ class DDRM(Sampler):
             return torch.where(squared.sqrt() * sg > sigma_y, room, fresh)
 
         def of_eps(squared: Tensor) -> Tensor:
-            return torch.where(squared > 0, 0.0, kept)
+            return torch.where(squared > 0, torch.zeros_like(squared), kept)
 
         x = x0 + problem.filtered_residual(correction, x0)
         if s < 0:

@@ -275,9 +275,9 @@ class _Training:
         which = _batch(len(self.pictures), config.batch, step, config.seed).to(self.pictures.device)
         x0 = _augment(self.pictures[which].to(self.device), config, draw).float() / 127.5 - 1
         strata = torch.arange(len(x0), device=self.device)
-        u = (strata + torch.rand(len(x0), generator=draw, device=self.device)) / len(x0)
+        u = (strata + torch.rand(len(x0), generator=draw, device=self.device, dtype=torch.float32)) / len(x0)
         t = (u * self.T).long().clamp(max=self.T - 1)
-        noise = torch.randn(x0.shape, generator=draw, device=self.device)
+        noise = torch.randn(x0.shape, generator=draw, device=self.device, dtype=torch.float32)
         a, s = (level[t].reshape(-1, 1, 1, 1) for level in (self.signal, self.noise))
         target = {"epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0}[config.prediction]
         x_t = a * x0 + s * noise
@@ -468,7 +468,7 @@ def _augment(x: Tensor, config: TrainingConfig, draw: torch.Generator) -> Tensor
     """Mirrored, or any of the 8 symmetries of the square, each image for itself."""
     if not (config.flips or config.symmetries):
         return x
-    coin = torch.rand((3, len(x), 1, 1, 1), generator=draw, device=x.device) < 0.5
+    coin = torch.rand((3, len(x), 1, 1, 1), generator=draw, device=x.device, dtype=torch.float32) < 0.5
     x = torch.where(coin[0], x.flip(-1), x)
     if config.symmetries:
         x = torch.where(coin[1], x.flip(-2), x)
@@ -500,10 +500,10 @@ def evaluate(backbone: Backbone, images: Tensor, *, batch: int = 32) -> float:
             f"images must be (N, {', '.join(map(str, backbone.image_shape))}), got {tuple(images.shape)}"
         )
     x0 = images[:EVALUATED].to(backbone.device, backbone.dtype)
-    drawn = torch.randn(EVALUATED, *x0.shape[1:], generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(EVALUATED, *x0.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     noise = drawn[: len(x0)].to(x0)
     linear = NoiseSchedule.linear(1000)
-    t = torch.linspace(20, 980, len(x0)).round().long()
+    t = torch.linspace(20, 980, len(x0), dtype=torch.float32).round().long()
     schedule = backbone.schedule
     if len(schedule) != len(linear) or not torch.equal(schedule.alpha_bar, linear.alpha_bar):
         t = torch.tensor([schedule.nearest(linear.alpha_bar_at(int(i))) for i in t])
@@ -583,7 +583,7 @@ def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float
     short = backbone.on(backbone.schedule.respaced(steps))
     draw = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        x = torch.randn(n, *backbone.image_shape, generator=draw).to(backbone.device, backbone.dtype)
+        x = torch.randn(n, *backbone.image_shape, generator=draw, dtype=torch.float32).to(backbone.device, backbone.dtype)
         for t in reversed(range(steps)):
             a, a_s = short.schedule.alpha_bar_at(t), short.schedule.alpha_bar_at(t - 1)
             x0 = short.predict(x, t).x0.clamp(-1, 1)
@@ -591,7 +591,7 @@ def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float
             sigma = eta * ((1 - a_s) / (1 - a) * (1 - a / a_s)) ** 0.5
             x = a_s**0.5 * x0 + max(0.0, 1 - a_s - sigma**2) ** 0.5 * eps
             if sigma > 0:
-                x = x + sigma * torch.randn(x.shape, generator=draw).to(x)
+                x = x + sigma * torch.randn(x.shape, generator=draw, dtype=torch.float32).to(x)
     return x.clamp(-1, 1).cpu()
 
 

@@ -1,0 +1,115 @@
+"""How many images run at once: as many as there is memory for."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invdiff.errors import InvdiffError, InvdiffWarning
+from invdiff.memory import free_memory, out_of_memory
+
+MODEST = 2**19
+"""Numbers in the first batch at most: 42 images of 64x64, 2 of 256x256. A processor gains nothing from more."""
+
+LARGEST = 2**24
+"""Numbers in any batch on a GPU."""
+
+_BYTES = 4_000, 40_000
+"""Memory per number of an image, without and with a gradient, for a large network (guided-diffusion's for 256x256 in
+float32, reckoned from its layers: 0.5 and 8 GB per image). Smaller networks need less."""
+
+_SHARE = 0.5, 0.8
+"""Of the free memory: taken on such a reckoning, and once a batch has been measured."""
+
+
+class Batches:
+    """Cuts a stack of images into batches that fit into memory.
+
+    A size that is not given begins modestly. On a GPU the first batch is measured, and what is free decides about the next
+    ones. Where memory runs out nevertheless, the batch is halved and done again, with a warning. The size never changes a
+    result by more than rounding, for every draw belongs to its image.
+
+    Args:
+        count: images.
+        numbers: of one image, C H W.
+        device: where they run.
+        gradient: whether the network is differentiated.
+        size: of a batch, the caller's own; None chooses.
+        grows: whether later batches may be larger than the first; not worth it where every size is compiled anew.
+    """
+
+    def __init__(
+        self, count: int, numbers: int, device: torch.device, gradient: bool, size: int | None = None, grows: bool = True
+    ) -> None:
+        self.count, self.numbers, self.device = count, numbers, device
+        self.grows = grows and size is None and device.type == "cuda"
+        if size is None:
+            size = max(1, MODEST // numbers)
+            if (free := free_memory(device)) is not None:
+                size = min(size, max(1, int(_SHARE[0] * free / (numbers * _BYTES[gradient]))))
+        self.size = min(size, count)
+
+    def run(self, work: Callable[[Tensor], Tensor]) -> Tensor:
+        """``work(rows)`` for the rows 0 .. count - 1, a batch at a time; the results in one stack on the CPU.
+
+        Raises:
+            InvdiffError: one image alone takes more memory than there is.
+        """
+        pieces: list[Tensor] = []
+        done = 0
+        while done < self.count:
+            rows = torch.arange(done, min(done + self.size, self.count))
+            before = self._begin_measuring()
+            piece = self._attempt(work, rows)
+            if piece is None:
+                self._halve(len(rows))
+                continue
+            pieces.append(piece)
+            done += len(rows)
+            if self.grows:
+                self._grow(len(rows), before)
+        return torch.cat(pieces)
+
+    def _attempt(self, work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor | None:
+        """The result, or None where memory ran out."""
+        try:
+            return work(rows).cpu()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise InvdiffError(
+                    f"{self.device} has not enough memory for one image at a time ({str(error).splitlines()[0]}). A sampler without a "
+                    "gradient, precision='bfloat16', or NetworkBackbone(checkpointing=True) takes less"
+                ) from error
+            return None
+
+    def _halve(self, tried: int) -> None:
+        gc.collect()  # what the error's traceback held
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.size, self.grows = (tried + 1) // 2, False
+        warnings.warn(
+            f"out of memory with {tried} images at once on {self.device}: going on with {self.size}. "
+            f"Say batch_size={self.size} to begin with that",
+            InvdiffWarning,
+            stacklevel=5,
+        )
+
+    def _begin_measuring(self) -> int:
+        if not self.grows:
+            return 0
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return int(torch.cuda.memory_allocated(self.device))
+
+    def _grow(self, images: int, before: int) -> None:
+        """Let the next batch take what is free, by what this one took."""
+        per_image = (torch.cuda.max_memory_allocated(self.device) - before) / images
+        free = free_memory(self.device)
+        if free is not None and per_image > 0:
+            fits = min(int(_SHARE[1] * free / per_image), LARGEST // self.numbers)
+            self.size = max(1, fits)
