@@ -39,19 +39,30 @@ class Batches:
         device: where they run.
         gradient: whether the network is differentiated.
         size: of a batch, the caller's own; None chooses.
+        together: so many neighbours depend on each other and are never parted.
         grows: whether later batches may be larger than the first; not worth it where every size is compiled anew.
     """
 
     def __init__(
-        self, count: int, numbers: int, device: torch.device, gradient: bool, size: int | None = None, grows: bool = True
+        self,
+        count: int,
+        numbers: int,
+        device: torch.device,
+        gradient: bool,
+        size: int | None = None,
+        together: int = 1,
+        grows: bool = True,
     ) -> None:
-        self.count, self.numbers, self.device = count, numbers, device
+        self.count, self.numbers, self.device, self.together = count, numbers, device, together
         self.grows = grows and size is None and device.type == "cuda"
         if size is None:
             size = max(1, MODEST // numbers)
             if (free := free_memory(device)) is not None:
                 size = min(size, max(1, int(_SHARE[0] * free / (numbers * _BYTES[gradient]))))
-        self.size = min(size, count)
+        self.size = min(self._whole_groups(size), count)
+
+    def _whole_groups(self, size: int) -> int:
+        return max(1, size // self.together) * self.together
 
     def run(self, work: Callable[[Tensor], Tensor]) -> Tensor:
         """``work(rows)`` for the rows 0 .. count - 1, a batch at a time; the results in one stack on the CPU.
@@ -81,10 +92,12 @@ class Batches:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if len(rows) == 1:
+            if len(rows) <= self.together:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                what = "one image" if self.together == 1 else f"the {self.together} particles of one image"
                 raise InvdiffError(
-                    f"{self.device} has not enough memory for one image at a time ({str(error).splitlines()[0]}). A sampler without a "
-                    "gradient, precision='bfloat16', or NetworkBackbone(checkpointing=True) takes less"
+                    f"{self.device} has not enough memory for {what} at a time ({reason}). A sampler without a gradient, "
+                    "precision='bfloat16', or NetworkBackbone(checkpointing=True) takes less"
                 ) from error
             return None
 
@@ -92,7 +105,7 @@ class Batches:
         gc.collect()  # what the error's traceback held
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.size, self.grows = (tried + 1) // 2, False
+        self.size, self.grows = self._whole_groups((tried + 1) // 2), False
         warnings.warn(
             f"out of memory with {tried} images at once on {self.device}: going on with {self.size}. "
             f"Say batch_size={self.size} to begin with that",
@@ -112,4 +125,4 @@ class Batches:
         free = free_memory(self.device)
         if free is not None and per_image > 0:
             fits = min(int(_SHARE[1] * free / per_image), LARGEST // self.numbers)
-            self.size = max(1, fits)
+            self.size = self._whole_groups(fits)

@@ -120,12 +120,8 @@ class NoiseSource:
         top, left, height, width = self._place or (0, 0, *size)
         first, beside = top // SQUARE, left // SQUARE
         below, right = -(-(top + height) // SQUARE), -(-(left + width) // SQUARE)
-        drawn = torch.empty(
-            (len(self._names), channels, (below - first) * SQUARE, (right - beside) * SQUARE),
-            dtype=torch.float32,
-            device=self._device,
-        )
-        square = torch.empty((channels, SQUARE, SQUARE), dtype=torch.float32, device=self._device)
+        drawn = self._room(len(self._names), channels, (below - first) * SQUARE, (right - beside) * SQUARE)
+        square = torch.empty((channels, SQUARE, SQUARE), dtype=torch.float32, device="cpu")
         for row, name in zip(drawn, self._names, strict=True):
             for i in range(first, below):
                 for j in range(beside, right):
@@ -133,15 +129,21 @@ class NoiseSource:
                     y, x = (i - first) * SQUARE, (j - beside) * SQUARE
                     row[:, y : y + SQUARE, x : x + SQUARE] = square.normal_(generator=self._generator)
         y, x = top - first * SQUARE, left - beside * SQUARE
-        return drawn[..., y : y + height, x : x + width].to(self._dtype)
+        return self._placed(drawn)[..., y : y + height, x : x + width]
 
     def _block(self, number: int, role: str) -> Tensor:
-        shape = (len(self._names), self._per_block, *self._shape)
-        block = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=self._device.type == "cuda")
+        block = self._room(len(self._names), self._per_block, *self._shape)
         for row, name in zip(block, self._names, strict=True):
             self._generator.manual_seed(seed_of(name, role, number))
             row.normal_(generator=self._generator)
-        return block.to(self._device, non_blocking=True).to(self._dtype)
+        return self._placed(block)
+
+    def _room(self, *shape: int) -> Tensor:
+        """Memory to draw into, from where a GPU can fetch it by itself."""
+        return torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=self._device.type == "cuda")
+
+    def _placed(self, drawn: Tensor) -> Tensor:
+        return drawn.to(self._device, non_blocking=True).to(self._dtype)
 
 
 def seed_of(*words: object) -> int:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.network import PRECISIONS, NetworkBackbone, available_device
+from invdiff.backbones.network import NETWORK_PRECISIONS, NetworkBackbone, available_device
+from invdiff.batches import Batches
 from invdiff.checks import array, flag, function, known, one_of, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.images import Affine
@@ -36,7 +37,6 @@ MOST_RESTORATIONS = 1_000_000
 """In one call: beyond this a count is a slip of the pen."""
 
 _SET_BY_SAMPLE = {"operator", "y", "sampler", "backbone", "sigma_y", "n_samples", "steps", "seed", "sampler_options"}
-_NUMBERS_PER_BATCH = 2**19  # 42 images of 64x64, 2 of 256x256: fits a laptop with a gradient sampler
 
 
 @torch.inference_mode(False)  # what is made here may have to be differentiated, whatever mode the caller is in
@@ -80,14 +80,17 @@ def solve(
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.
         steps: times kept of the schedule, 1..T; the sampler's own number by default.
         n_samples: how many restorations of each measurement.
-        seed: one for all images, or one per image. A result depends on its seed and sample number, never on its batch.
+        seed: one for all images, or one per image. A result depends on its seed and sample number, never on its batch or,
+            but for rounding, on the device.
         noise: ``callable(shape) -> Tensor`` to be used for every draw instead of the seeded source; see `NoiseSource`.
         x_init: first state x_T instead of the sampler's own, (N or 1, C, H, W), model range.
         value_range: black and white in float arrays, and in the result.
         device: where to run; the backbone's own place by default.
-        precision: of the network, ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; the backbone's own by default.
-        batch_size: images run at once; by default as many as fit into modest memory. It does not change the result. Particles
-            of one image are never parted.
+        precision: of the network, ``"auto"``, ``"float32"``, ``"tf32"``, ``"bfloat16"``, ``"float16"``; see `NetworkBackbone`; the
+            backbone's own by default.
+        batch_size: images run at once; by default as many as there is memory for. Where it runs out, half as many are tried,
+            with a warning, and a callback sees that batch again. It does not change the result. Particles of one image are
+            never parted.
         path: another route through time: ``"plain"``, ``"jumps"`` (with jump_length=10, jump_n_sample=10), ``"travel"``
             (with travel_length, travel_repeat), a list of times that ends in -1, or a function of the number of times.
         guidance: extra terms: losses of x0, pairs (loss, weight) or `Guidance` objects.
@@ -125,23 +128,36 @@ def solve(
     states = method.states(n_samples)  # of one image: its samples, or the particles that they are drawn from
     keys = _keys(seed, len(problem.y), states)
     first = _first_state(x_init, len(keys), model)
-    if batch_size is None:
-        batch_size = max(1, _NUMBERS_PER_BATCH // problem.pinv_y[0].numel())
-    if method.together:
-        batch_size = max(1, batch_size // states) * states
-    batch_size = min(batch_size, len(keys))
+    batches = Batches(
+        len(keys),
+        problem.pinv_y[0].numel(),
+        model.device,
+        method.uses_gradient,
+        batch_size,
+        together=states if method.together else 1,
+        grows=not getattr(model, "compile", False),
+    )
 
     details: list[dict[str, Tensor]] = []
     frames: list[Frame] = []
     calls: list[int] = []
-    pieces, started = [], time.perf_counter()
-    batches = list(torch.arange(len(keys)).split(batch_size))
-    with progress_bar(method.name, len(batches) * (len(times) - 1), progress) as advance:
-        for number, rows in enumerate(batches):
+    started, moved = time.perf_counter(), 0
+    with progress_bar(method.name, len(keys) * (len(times) - 1), progress) as advance:
 
-            def on_step(state: Progress, keep: bool = number == 0 and every > 0) -> None:
-                advance()
-                if keep and (state.step % every == 0 or state.step == state.steps - 1):
+        def restore(rows: Tensor) -> Tensor:
+            """The restorations of some of the keys; done again with fewer at once where memory ran out."""
+            nonlocal calls, moved
+            first_batch = int(rows[0]) == 0
+            if first_batch:
+                frames.clear()
+            advance(-moved)
+            moved = 0
+
+            def on_step(state: Progress) -> None:
+                nonlocal moved
+                advance(len(rows))
+                moved += len(rows)
+                if first_batch and every > 0 and (state.step % every == 0 or state.step == state.steps - 1):
                     frames.append(Frame(state.t, state.s, state.x.cpu().clone(), state.x0.cpu().clone()))
                 if callback is not None:
                     callback(dataclasses.replace(state, x=state.x.clone(), x0=state.x0.clone()))  # theirs to write to
@@ -154,22 +170,22 @@ def solve(
                 else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
             )
             record = Record(per_image=states)
-            pieces.append(
-                method.run(
-                    problem.select(images) if len(keys) > 1 else problem,
-                    model.select(images),
-                    source,
-                    x_init=start,
-                    times=times,
-                    guidance=terms,
-                    on_step=on_step,
-                    record=record,
-                ).cpu()
-            )
-            calls = max(calls, record.calls, key=len)
+            restored = method.run(
+                problem.select(images) if len(keys) > 1 else problem,
+                model.select(images),
+                source,
+                x_init=start,
+                times=times,
+                guidance=terms,
+                on_step=on_step,
+                record=record,
+            ).cpu()
+            calls, moved = max(calls, record.calls, key=len), 0
             details.append(record.details)
+            return restored
+
+        restored = batches.run(restore)
     seconds = time.perf_counter() - started
-    restored = torch.cat(pieces)
     if states != n_samples:
         restored = restored.unflatten(0, (-1, states))[:, :n_samples].flatten(0, 1)
     if model.bounded and float(restored.abs().max()) > 10:
@@ -259,7 +275,7 @@ def resolve_backbone(
     """A backbone by name, or as it is, on the wanted device and in the wanted precision."""
     device = None if device is None else available_device(device)
     if precision is not None:
-        one_of("precision", precision, ("auto", *PRECISIONS))
+        one_of("precision", precision, NETWORK_PRECISIONS)
     if backbone is None or not isinstance(backbone, Backbone):
         from invdiff.backbones.zoo import DEFAULT_BACKBONE, load_backbone
 

@@ -87,7 +87,8 @@ def _haar_filters(channels: int) -> Tensor:
     """The transform as the weight of a convolution with stride 2, (4 C, C, 2, 2): twice as fast as slicing."""
     signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float32)
     signs = signs.reshape(4, 1, 1, 2, 2)
-    return (signs * torch.eye(channels, dtype=torch.float32).reshape(1, channels, channels, 1, 1) / 2).reshape(4 * channels, channels, 2, 2)
+    same = torch.eye(channels, dtype=torch.float32).reshape(1, channels, channels, 1, 1)
+    return (signs * same / 2).reshape(4 * channels, channels, 2, 2)
 
 
 @lru_cache(maxsize=16)

@@ -583,7 +583,9 @@ def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float
     short = backbone.on(backbone.schedule.respaced(steps))
     draw = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        x = torch.randn(n, *backbone.image_shape, generator=draw, dtype=torch.float32).to(backbone.device, backbone.dtype)
+        x = torch.randn(n, *backbone.image_shape, generator=draw, dtype=torch.float32).to(
+            backbone.device, backbone.dtype
+        )
         for t in reversed(range(steps)):
             a, a_s = short.schedule.alpha_bar_at(t), short.schedule.alpha_bar_at(t - 1)
             x0 = short.predict(x, t).x0.clamp(-1, 1)
