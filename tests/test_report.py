@@ -169,7 +169,7 @@ def test_names_and_errors_are_escaped(reported):
 
 def test_page_says_what_must_be_said(reported):
     text = reported[1]["report.html"].read_text()
-    assert "drawn from the backbone&#x27;s own prior" in text
+    assert "drawn from the backbone&#39;s own prior" in text
     assert "LPIPS: the weights of AlexNet cannot be fetched" in text
     assert "abc123" in text and "invdiff bench small" in text
     assert "A paper, table 1" in text and "0.165" in text and "21.5" in text

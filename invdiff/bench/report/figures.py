@@ -206,11 +206,13 @@ def rank_figure(ranking: Ranking, style: Style, *, ink: str = _PAPER, title: str
             colour, marker = style[name]
             axes.plot([1, ranking.ranks[name]], [row, row], color=ink, alpha=0.12, lw=0.7)
             axes.plot(ranking.ranks[name], row, marker, color=colour, ms=8, mew=0)
+            last = ranking.ranks[name] > len(names) - 0.6  # to its right there are the bars
             axes.annotate(
                 f"{ranking.ranks[name]:.2f}",
                 (ranking.ranks[name], row),
-                (7, 0),
+                (-7 if last else 7, 0),
                 textcoords="offset points",
+                ha="right" if last else "left",
                 va="center",
                 fontsize=8,
                 color=ink,
