@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from invdiff import registry
+from invdiff.bench.suite.suite import Suite, load_suite
 from invdiff.checkpoints.formats import FORMATS
 from invdiff.cli import main
 from invdiff.cli.terminal import imports_first
@@ -82,7 +83,7 @@ def brightness(x, truth):
     return (x.mean((1, 2, 3)) - truth.mean((1, 2, 3))).abs()
 
 
-register_metric(Metric("brightness", "brightness", "lower", "of [0, 1]", "truth", "error of the mean", brightness))
+register_metric(Metric("brightness", "brightness", "lower", "of [0, 1]", {"reference"}, "error of the mean", brightness))
 
 
 @register_format("grey-world")
@@ -191,6 +192,26 @@ def test_a_suite_of_things_from_one_file_runs(command, tmp_path):
     command("bench", "own.toml", "--import", "mine.py", "--out", "run", "--no-report")
     found = records(tmp_path / "run")
     assert len(found) == 4 and all(np.isfinite(row[2]) and row[3] < 1e-3 for row in found if row[0] == "cross")
+
+
+def test_a_suite_imports_what_stands_beside_it_and_remembers_it(command, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "own.toml").write_text('imports = ["mine.py"]\n' + SUITE)
+    monkeypatch.chdir(elsewhere)
+    suite = load_suite(tmp_path / "own.toml")
+    assert suite.imports == ("mine.py",) and imported_extensions() == (str(tmp_path / "mine.py"),)
+    assert Suite.from_toml(suite.to_toml(), folder=tmp_path) == suite
+
+
+@pytest.mark.slow
+def test_ray_s_workers_import_it_too(command, tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "own.toml").write_text(SUITE)
+    words = ("bench", "own.toml", "--import", "mine.py", "--no-report", "--out")
+    command(*words, "here")
+    command(*words, "there", "--executor", "ray", "--workers", 1)
+    assert records(tmp_path / "there") == records(tmp_path / "here")
 
 
 def test_an_import_may_stand_anywhere_and_stays_behind_a_double_dash():

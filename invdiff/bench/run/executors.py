@@ -16,6 +16,7 @@ import torch
 from invdiff.bench.run.worker import Batch, Outcome, Worker, WorkerSpec, failed
 from invdiff.checks import one_of
 from invdiff.errors import InvdiffError
+from invdiff.extensions import import_extensions, imported_extensions
 
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 3  # workers that a batch may lose before its cells are recorded as failed
@@ -82,10 +83,18 @@ def _local(worker: Worker, batches: Sequence[Batch]) -> Iterator[Outcome]:
 
 
 class RayWorker:
-    """A worker in a Ray actor; it holds the backbone."""
+    """A worker in a Ray actor; it holds the backbone.
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self.worker = spec.build()
+    Args:
+        imports: what the driver imported from outside the package; the spec may hold things that are defined there.
+        spec: a list of the reference to it, so that Ray does not unpack it before these are imported.
+    """
+
+    def __init__(self, imports: Sequence[str], spec: list[Any]) -> None:
+        import ray
+
+        import_extensions(imports)
+        self.worker = ray.get(spec[0]).build()
 
     def run(self, batch: Batch) -> Outcome:
         """See `Worker.run`."""
@@ -116,7 +125,8 @@ def _on_ray(
             spec = replace(spec, threads=max(1, torch.get_num_threads() // count))
         shared = ray.put(spec)
         actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(RayWorker)
-        yield from _spread(ray, lambda: actor.remote(shared), spec, batches, count)
+        imports = imported_extensions()
+        yield from _spread(ray, lambda: actor.remote(imports, [shared]), spec, batches, count)
     finally:
         if ours:
             ray.shutdown()

@@ -13,6 +13,7 @@ from typing import Any
 import invdiff.bench.suite.suite as s
 from invdiff.checks import flag, known, one_of, real, shown, whole
 from invdiff.errors import InvdiffError
+from invdiff.extensions import import_extensions
 from invdiff.files import slug
 from invdiff.metrics import metric_names
 from invdiff.operators.registry import operator_names
@@ -27,14 +28,14 @@ else:
 _REPRESENTATIVE = (3, 64, 64)  # the size of image that a task is tried on when a suite is read
 
 
-def read(text: str, source: str, check: bool) -> s.Suite:
+def read(text: str, source: str, check: bool, folder: Path | None) -> s.Suite:
     """See `Suite.from_toml`."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvdiffError(f"{source} is no TOML: {error}") from None
     try:
-        return _suite(_Table(data, ""), Path(source).stem, check)
+        return _suite(_Table(data, ""), Path(source).stem, check, folder)
     except InvdiffError as error:
         raise InvdiffError(f"{source}: {error}") from None
 
@@ -91,10 +92,14 @@ class _Table:
             raise InvdiffError(f"{self.key(said[0]) if said else self.where}: {error}") from None
 
 
-def _suite(top: _Table, stem: str, check: bool) -> s.Suite:
+def _suite(top: _Table, stem: str, check: bool, folder: Path | None) -> s.Suite:
+    imports = top.take("imports", _texts, ())
+    if check:
+        import_extensions(imports, beside=folder)
     tasks, samplers = top.tables("tasks"), top.tables("samplers")
     published = top.values.pop("published", None)
     plain: dict[str, Any] = {
+        "imports": imports,
         "name": top.take("name", _text, stem),
         "description": top.take("description", _text, ""),
         "backbone": top.take("backbone", _text, s.Suite.backbone),
@@ -139,6 +144,12 @@ def _suite(top: _Table, stem: str, check: bool) -> s.Suite:
 def replaced(task: s.Task) -> s.Task:
     """The task with an operator that needs nothing, to try a sampler's settings on."""
     return dataclasses.replace(task, operator="identity", options={}, per_image=False)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InvdiffError(f"{name} must be a list of strings, got {shown(value)}")
+    return tuple(_text(f"{name}[{number}]", item) for number, item in enumerate(value))
 
 
 def _task(table: _Table, suffix: str, check: bool) -> s.Task:

@@ -228,6 +228,8 @@ class Suite:
         batch_size: restorations run at once; 0 for as many as fit into modest memory. Part of the suite, for a network
             in reduced precision rounds differently in another batch.
         published: numbers from a paper.
+        imports: ``.py`` files (from the suite's folder) and modules that register what the suite names: running the suite runs
+            them.
     """
 
     name: str
@@ -247,6 +249,7 @@ class Suite:
     value_range: tuple[float, float] = (0.0, 1.0)
     batch_size: int = 0
     published: Published | None = None
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = Path(self.name).parts
@@ -256,20 +259,21 @@ class Suite:
     # ---- read and written ----------------------------------------------------------------------------------------
 
     @classmethod
-    def from_toml(cls, text: str, source: str = "suite", *, check: bool = True) -> Suite:
+    def from_toml(cls, text: str, source: str = "suite", *, check: bool = True, folder: Path | None = None) -> Suite:
         """The suite that a TOML text describes.
 
         Args:
             text: TOML.
             source: its file, for messages.
-            check: look names and options up, and try every operator; False to read an old run.
+            check: import what `imports` names, look names and options up, and try every operator; False to read an old run.
+            folder: that `imports` start from; the current one by default.
 
         Raises:
             InvdiffError: with the key of the mistake, such as ``samplers[1].steps``.
         """
         from invdiff.bench.suite.reading import read
 
-        return read(text, source, check)
+        return read(text, source, check, folder)
 
     def to_toml(self) -> str:
         """The suite as TOML; `from_toml` gives it back."""
@@ -285,6 +289,7 @@ class Suite:
         data: dict[str, Any] = {
             "name": self.name,
             "description": self.description,
+            **({"imports": list(self.imports)} if self.imports else {}),
             "backbone": self.backbone,
             "backbone_options": self.backbone_options,
             "images": self.images,
@@ -305,7 +310,7 @@ class Suite:
     def differences(self, other: Suite) -> list[str]:
         """Names of what differs between two suites and matters for the numbers."""
         a, b = self.to_dict(), other.to_dict()
-        return [key for key in a if key not in ("name", "description", "published") and a[key] != b[key]]
+        return [key for key in a if key not in ("name", "description", "published", "imports") and a[key] != b[key]]
 
     # ---- what belongs to a task ----------------------------------------------------------------------------------
 
@@ -451,7 +456,7 @@ def load_suite(name_or_path: str | Path, **overrides: Any) -> Suite:
         raise InvdiffError(
             f"unknown suite {name!r}: neither one of {', '.join(names)} nor a file that exists.{near_match(name, names)}"
         )
-    suite = Suite.from_toml(path.read_text(encoding="utf-8"), str(name_or_path))
+    suite = Suite.from_toml(path.read_text(encoding="utf-8"), str(name_or_path), folder=path.parent)
     if suite.images != PRIOR:
         beside = (Path() if ours else path.parent).joinpath(Path(suite.images).expanduser()).resolve()
         suite = replace(suite, images=str(beside))
