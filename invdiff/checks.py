@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def real(
         InvdiffError: it is none, not finite, or out of range.
     """
     try:
-        if isinstance(value, bool | str | bytes) or getattr(value, "ndim", 0) != 0:
+        truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+        if truth or isinstance(value, str | bytes) or getattr(value, "ndim", 0) != 0:
             raise TypeError
         number = float(value)
         good = math.isfinite(number)
@@ -135,7 +137,9 @@ def shape_of(name: str, value: Any, axes: str = "channels, height, width") -> tu
     """
     accepted = f"({axes}), whole numbers of at least 1"
     try:
-        parts = tuple(value)
+        if isinstance(value, str | bytes | dict | set | frozenset):
+            raise TypeError
+        parts = tuple(islice(value, 10))
         sizes = tuple(whole(name, part, low=1) for part in parts)
     except (TypeError, InvdiffError):
         raise InvdiffError(_sentence(name, accepted, value)) from None

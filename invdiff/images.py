@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from invdiff.checks import real, shown, whole
+from invdiff.checks import array, real, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.files import check_readable, check_writable
 
@@ -27,7 +28,8 @@ class Affine:
     @classmethod
     def from_range(cls, value_range: Sequence[float]) -> Affine:
         """The map that takes (low, high) to (-1, 1)."""
-        ends = value_range.tolist() if hasattr(value_range, "tolist") else value_range
+        several = isinstance(value_range, np.ndarray | Tensor)
+        ends = array("value_range", value_range, ndim=1).tolist() if several else value_range
         if not isinstance(ends, list | tuple) or len(ends) != 2:
             raise InvdiffError(f"value_range must be two numbers (black, white), got {shown(value_range)}")
         low, high = (real("value_range", end, -1e9, 1e9) for end in ends)
@@ -150,6 +152,16 @@ def to_pil(x: Tensor) -> Image.Image:
     return Image.fromarray(array[0])
 
 
+def can_be_written(ending: str) -> bool:
+    """Whether Pillow writes colour pictures with this ending: it knows some by name only."""
+    Image.init()
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), format=Image.registered_extensions()[ending])
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
+
+
 def sample_sheet(images: Tensor, *, columns: int = 0, scale: int = 2, gap: int = 2) -> Image.Image:
     """Images side by side on white.
 
@@ -188,7 +200,8 @@ def save_grid(
     """
     import torch
 
-    check_writable(path)
+    if not can_be_written(check_writable(path).suffix.lower()):
+        raise InvdiffError(f"output {str(path)!r} must end in .png, .jpg, .webp or another ending of pictures")
     zoom = whole("zoom", zoom, 1, 64)
     low, high = (Affine.from_range(value_range).invert(end) for end in (-1.0, 1.0))
     shapes = [tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__ for row in rows]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invdiff.errors import InvdiffError
 from invdiff.files import atomic_write, check_writable
-from invdiff.images import Affine, to_pil
+from invdiff.images import Affine, can_be_written, to_pil
 from invdiff.photos import Photo
 
 if TYPE_CHECKING:
@@ -183,20 +183,10 @@ def check_output(path: str | Path, endings: Sequence[str] = (), count: int = 1) 
     if count > 1:
         check_writable(path.with_stem(f"{path.stem}-{count - 1}"))
     ending = path.suffix.lower()
-    if ending not in endings if endings else ending != ".npy" and not _can_be_written(ending):
+    if ending not in endings if endings else ending != ".npy" and not can_be_written(ending):
         accepted = ", ".join(endings or (".png", ".jpg", ".webp", ".tif", ".npy"))
         raise InvdiffError(f"output {str(path)!r} must end in one of {accepted}, got the ending {path.suffix!r}")
     return path
-
-
-def _can_be_written(ending: str) -> bool:
-    """Whether Pillow writes colour pictures with this ending: it knows some by name only."""
-    Image.init()
-    try:
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), format=Image.registered_extensions()[ending])
-    except (KeyError, OSError, ValueError):
-        return False
-    return True
 
 
 def npy_bytes(values: Tensor) -> bytes:

@@ -249,7 +249,7 @@ def sample(
         A `Solution` whose ``x`` is (n, C, H, W).
     """
     known("sample", options, inspect.signature(solve).parameters.keys() - _SET_BY_SAMPLE | {"clip"})
-    n = whole("n", n, low=1)
+    n = whole("n", n, 1, MOST_RESTORATIONS)
     model = resolve_backbone(backbone, options.pop("device", None), options.pop("precision", None))
     clip = options.pop("clip", True)
     if model.any_size or size is not None:
@@ -284,7 +284,9 @@ def resolve_backbone(
                 f"backbone must be a name, a path or a Backbone, got {shown(backbone)}; wrap a network as "
                 "NetworkBackbone(network, schedule=NoiseSchedule.linear(1000), image_shape=(3, 256, 256))"
             )
-        return load_backbone(backbone or DEFAULT_BACKBONE, precision=precision or "auto", device=device)
+        return load_backbone(
+            DEFAULT_BACKBONE if backbone is None else backbone, precision=precision or "auto", device=device
+        )
     if precision is not None and isinstance(backbone, NetworkBackbone):
         backbone = backbone.with_precision(precision)
     return backbone if device is None else backbone.to(device)
@@ -347,11 +349,15 @@ def _keys(seed: int | Sequence[int], images: int, n_samples: int) -> list[tuple[
     if images * n_samples > MOST_RESTORATIONS:
         most, all_ = MOST_RESTORATIONS // images, images * n_samples
         raise InvdiffError(
-            f"n_samples must be at most {most:,} for {images} images in one call, got {shown(n_samples)}: that would be {all_:.3g} "
-            "restorations, each of many network calls"
+            f"n_samples must be at most {most:,} for {images} images in one call, got {shown(n_samples)}: that would be "
+            f"{shown(all_)} restorations, each of many network calls"
         )
     seeds: list[Any] = [seed] * images
-    if isinstance(seed, Sequence | np.ndarray | Tensor) and not isinstance(seed, str) and getattr(seed, "ndim", 1) == 1:
+    if (
+        isinstance(seed, Sequence | np.ndarray | Tensor)
+        and not isinstance(seed, str | bytes)
+        and getattr(seed, "ndim", 1) == 1
+    ):
         seeds = list(seed)
     if len(seeds) != images:
         raise InvdiffError(f"seed must be a whole number, or one per image ({images}), got {shown(seed)}")

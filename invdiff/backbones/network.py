@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.cpu_layers import can_pack, speed_up
-from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.checks import one_of, shown, whole
+from invdiff.backbones.schedule import NoiseSchedule, checked_schedule
+from invdiff.checks import flag, function, one_of, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.tensors import weighted_sum
 
@@ -76,6 +76,8 @@ def available_device(device: torch.device | str) -> torch.device:
         if (found.index or 0) >= count:
             raise InvdiffError(f"device {device!r} is not here: PyTorch sees {count} CUDA devices; cpu always works")
         return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+    if found.type == "meta":
+        raise InvdiffError(f"device {device!r} is not here, or computes nothing; cpu always works")
     try:
         tried = torch.zeros(2, dtype=torch.float32, device=found)
         here = bool((tried + 1).cpu().sum() == 2)
@@ -140,18 +142,17 @@ class NetworkBackbone(Backbone):
         field_of_view: int | None = None,
         name: str | None = None,
     ) -> None:
-        if not callable(network):
-            raise InvdiffError(f"network must be callable as network(x, t), got {type(network).__name__}")
+        function("network", network, "a function of x and t, network(x, t)")
         shape = checked_shape(image_shape)
-        self.multiple_of = whole("multiple_of", multiple_of, low=1)
+        self.multiple_of = whole("multiple_of", multiple_of, 1, 4096)
         self.field_of_view = None if field_of_view is None else whole("field_of_view", field_of_view, low=0)
-        self.schedule = NoiseSchedule.linear() if schedule is None else schedule
+        self.schedule = NoiseSchedule.linear() if schedule is None else checked_schedule(schedule)
         self.image_shape = shape
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
-        self.learned_variance = learned_variance
+        self.learned_variance = flag("learned_variance", learned_variance)
         self.precision = one_of("precision", precision, NETWORK_PRECISIONS)
-        self.compile = compile
-        self.checkpointing = checkpointing
+        self.compile = flag("compile", compile)
+        self.checkpointing = flag("checkpointing", checkpointing)
         self.class_labels = class_labels
         self.name = name or str(getattr(network, "__name__", type(network).__name__))
         self._original = network
@@ -444,8 +445,10 @@ def checked_shape(image_shape: Any) -> tuple[Any, ...]:
         InvdiffError: it is neither.
     """
     try:
-        shape = tuple(None if n is None else int(n) for n in image_shape)
-    except (TypeError, ValueError):
+        if isinstance(image_shape, str | bytes | dict | set):
+            raise TypeError
+        shape = tuple(None if n is None else whole("image_shape", n, 1, 2**20) for n in islice(image_shape, 4))
+    except (TypeError, InvdiffError):
         shape = ()
     sides = [n for n in shape[1:] if n is not None]
     if len(shape) != 3 or shape[0] is None or len(sides) == 1 or min(shape[0], *sides, 1) < 1:

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from invdiff.checks import array, one_of, real, whole
+from invdiff.checks import array, one_of, real, shown, whole
 from invdiff.errors import InvdiffError
 
 MOST_TIMES = 1_000_000
@@ -179,6 +179,19 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         kept = "" if self._chain is None else f" of {self.chain.T}"
         return f"NoiseSchedule({self.T}{kept} times, alpha_bar {self.alpha_bar_at(0):.4g} .. {self.alpha_bar_at(self.T - 1):.3g})"
+
+
+def checked_schedule(schedule: NoiseSchedule) -> NoiseSchedule:
+    """`schedule`, which is one.
+
+    Raises:
+        InvdiffError: it is none.
+    """
+    if not isinstance(schedule, NoiseSchedule):
+        raise InvdiffError(
+            f"schedule must be a NoiseSchedule, such as NoiseSchedule.linear(1000), got {shown(schedule)}"
+        )
+    return schedule
 
 
 def _length(T: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from invdiff.backbones.base import Backbone
-from invdiff.checks import known, shown
+from invdiff.backbones.network import NETWORK_PRECISIONS, available_device
+from invdiff.checks import flag, known, one_of, shown
 from invdiff.errors import InvdiffError, near_match
 from invdiff.registry import Registry
 
@@ -71,7 +72,10 @@ def load_backbone(
     from invdiff.checkpoints.formats import accepted_options, load_checkpoint
 
     if not isinstance(name_or_path, str | Path):
-        raise InvdiffError(f"backbone must be a name or a path, got {type(name_or_path).__name__}")
+        raise InvdiffError(f"backbone must be a name or a path, got {shown(name_or_path)}")
+    one_of("precision", precision, NETWORK_PRECISIONS)
+    flag("compile", compile)
+    device = None if device is None else available_device(device)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     run: dict[str, Any] = {"precision": precision, "compile": compile, "device": device, **options}
     if name in _embedded():

@@ -115,6 +115,8 @@ def solve_command(
     image = open_image(photo, "photo")
     measured = key_values(operator_options)
     if mask is not None:
+        if "mask" in measured:
+            stop("mask is given twice, as --mask and as -A mask=")
         measured["mask"] = mask
     if invert_mask:
         measured["invert"] = True

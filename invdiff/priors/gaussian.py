@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.checks import whole
+from invdiff.checks import array, real, whole
 from invdiff.errors import InvdiffError
 from invdiff.noise import standard_normal
 
@@ -287,14 +287,11 @@ class GaussianBackbone(AnalyticBackbone):
 
 def numbers(name: str, value: Array) -> Tensor:
     """`value` as a float32 or float64 tensor of finite numbers, detached."""
-    try:
-        tensor = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvdiffError(f"{name} must be a tensor or an array of numbers, got {type(value).__name__}") from error
-    if tensor.is_complex():
-        raise InvdiffError(f"{name} must be real, got {tensor.dtype}")
+    tensor = array(name, real(name, value) if isinstance(value, float | int) else value)
+    if tensor.dtype == torch.bool:
+        raise InvdiffError(f"{name} must be an array of numbers, got truth values")
     if isinstance(value, float | int):
-        tensor = torch.tensor(value, dtype=torch.float32)
+        tensor = tensor.float()
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     if not bool(torch.isfinite(tensor).all()):
