@@ -23,6 +23,7 @@ from invdiff import InvdiffWarning, Mask, SuperResolution, load_backbone, sample
 from invdiff.data import chelsea64
 from invdiff.files import atomic_write
 from invdiff.images import from_pil
+from invdiff.markdown import markdown_table
 from invdiff.metrics import psnr
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -87,18 +88,12 @@ def compare(out: Path, device: torch.device, quick: bool = False) -> list[dict[s
             )
             print(f"  {task} {sampler}: {rows[-1]['difference']:+.3f} dB", flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"{len(images)} images, {seeds} seeds each, {steps} steps; PSNR in dB, noise-free measurements.\n",
-        "| task | sampler | float32 | bfloat16 | difference | largest of one image | between the two |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['task']} | {r['sampler']} | {r['float32']:.2f} | {r['bfloat16']:.2f} | {r['difference']:+.3f} "
-            f"| {r['largest']:.2f} | {r['between']:.1f} |"
-        )
+    about = f"{len(images)} images, {seeds} seeds each, {steps} steps; PSNR in dB, noise-free measurements."
+    head = ["task", "sampler", "float32", "bfloat16", "difference", "largest of one image", "between the two"]
+    form = {"float32": ".2f", "bfloat16": ".2f", "difference": "+.3f", "largest": ".2f", "between": ".1f"}
+    body = [[r["task"], r["sampler"], *(format(r[key], spec) for key, spec in form.items())] for r in rows]
     with atomic_write(out / "bfloat16.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text(f"{about}\n\n{markdown_table(head, body)}\n")
     with atomic_write(out / "bfloat16.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
     return rows

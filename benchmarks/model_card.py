@@ -22,6 +22,7 @@ from invdiff import Backbone, Colorization, LinearOperator, Mask, SuperResolutio
 from invdiff.backbones.zoo import EMBEDDED
 from invdiff.files import atomic_write
 from invdiff.images import sample_sheet
+from invdiff.markdown import markdown_table
 from invdiff.metrics import psnr, ssim
 from invdiff.training.data import load_splits
 from invdiff.training.loop import draw_samples, evaluate, nearest_neighbours
@@ -140,9 +141,8 @@ RECIPE = """\
 
 def table(measured: dict) -> str:
     """The restorations as Markdown."""
-    lines = ["| task | method | PSNR (dB) | SSIM |", "|---|---|---|---|"]
-    lines += [f"| {r['task']} | {r['method']} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for r in measured["restoration"]]
-    return "\n".join(lines)
+    rows = [[r["task"], r["method"], f"{r['psnr']:.2f}", f"{r['ssim']:.3f}"] for r in measured["restoration"]]
+    return markdown_table(["task", "method", "PSNR (dB)", "SSIM"], rows)
 
 
 def card(measured: dict, provenance: dict) -> str:

@@ -36,6 +36,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from invdiff import InvdiffWarning, Mask, NetworkBackbone, load_backbone, solve
 from invdiff.files import atomic_write
+from invdiff.markdown import markdown_table
 from invdiff.memory import keep_freed_memory
 from invdiff.samplers import sampler_class
 from invdiff.samplers.base import estimate_with_pullback
@@ -340,11 +341,6 @@ def against_peers(clock: Clock, device: torch.device, batch: int, steps: int, ro
 # ---- tables -----------------------------------------------------------------------------------------------------
 
 
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
-
-
 def digits(places: int, *values: float) -> list[str]:
     return [f"{value:.{places}f}" for value in values]
 
@@ -398,7 +394,7 @@ def markdown(found: dict[str, Any]) -> str:
             "### A run's time over its network's\n",
             "Milliseconds per network call; 1.000 would be a run that is nothing but network calls. "
             + largest(found["overhead"]),
-            table(["backbone", "batch", "sampler", "network call", "bare", "run", "ratio"], rows),
+            markdown_table(["backbone", "batch", "sampler", "network call", "bare", "run", "ratio"], rows),
         ]
     if found.get("steps"):
         rows = [
@@ -413,7 +409,7 @@ def markdown(found: dict[str, Any]) -> str:
             "### A step with a network that costs nothing\n",
             "Milliseconds per network call, one 64x64 image. For PiGDM, MCG and DPS the empty network's own vector-Jacobian "
             "product is taken off in the second column; the third is the least of the rounds.\n",
-            table(["sampler", "in all", "outside the network", "least", "aim"], rows),
+            markdown_table(["sampler", "in all", "outside the network", "least", "aim"], rows),
         ]
     if found.get("compile"):
         rows = [
@@ -423,7 +419,7 @@ def markdown(found: dict[str, Any]) -> str:
         parts += [
             "### The embedded network per precision\n",
             "Milliseconds of one call.\n",
-            table(["batch", "precision", "compiled", "ms", "times as fast as float32"], rows),
+            markdown_table(["batch", "precision", "compiled", "ms", "times as fast as float32"], rows),
         ]
     if found.get("peers"):
         rows = [
@@ -451,7 +447,7 @@ def markdown(found: dict[str, Any]) -> str:
             "The same network, 64x64 images, a random mask, the same number of network calls; milliseconds per call "
             "and times that ours is faster, in float32 and in each library's default precision. "
             + least(found["peers"]),
-            table(head, rows),
+            markdown_table(head, rows),
         ]
     if found.get("adm"):
         rows = [
@@ -464,7 +460,7 @@ def markdown(found: dict[str, Any]) -> str:
         parts += [
             "### 256x256 ADM network, 552 M parameters\n",
             "Images per second and network call, bare and within a DDNM run.\n",
-            table(["precision", "compiled", "batch", "bare", "run", "fraction"], rows),
+            markdown_table(["precision", "compiled", "batch", "bare", "run", "fraction"], rows),
         ]
     elif about["device"] == "cpu":
         parts.append("No GPU was at hand: the part of this script for the 552 M parameter network was not run.\n")

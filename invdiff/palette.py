@@ -14,9 +14,9 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<")
 
-_ORDER = (
-    "repaint", "ddnm+", "ddnm", "pigdm", "ddrm", "diffpir", "mcg", "replacement", "dps", "unconditional",
-)  # fmt: skip
+BLUE, RED, GREEN, PINK, ORANGE, LIGHT_BLUE, PURPLE, GREY = COLOURS[:8]
+
+_ORDER = ("repaint", "dps", "ddnm", "mcg", "diffpir", "unconditional", "pigdm", "replacement", "ddrm", "ddnm+")
 EXACT = ("#222222", "o")
 """Of exact samples."""
 

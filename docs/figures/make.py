@@ -30,11 +30,12 @@ from PIL import Image
 from torch import Tensor
 
 import invdiff
-from invdiff import Blur, Colorization, Mask, SuperResolution, make_mask, sample, solve
+from invdiff import Blur, Colorization, Mask, SuperResolution, make_mask, palette, sample, solve
 from invdiff.backbones import NoiseSchedule, backbone_names, load_backbone
 from invdiff.data import chelsea64
 from invdiff.images import from_pil
 from invdiff.operators import FunctionOperator, WalshHadamard, gaussian_kernel, mask_names
+from invdiff.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from invdiff.plotting import new_figure, picture_grid, show_missing
 from invdiff.priors import GaussianBackbone, GaussianMixtureBackbone
 from invdiff.samplers import jumps, network_calls
@@ -43,18 +44,6 @@ DOCS = Path(__file__).resolve().parent.parent
 FIGURES = DOCS / "assets" / "figures"
 DATA = DOCS / "data"
 
-BLUE, RED, GREEN, ORANGE, PURPLE, GREY = "#2060c8", "#d03a2b", "#2a8f4f", "#d98a00", "#7a4fb5", "#777777"
-COLOURS = {
-    "replacement": GREY,
-    "repaint": BLUE,
-    "ddnm": GREEN,
-    "ddnm+": "#58c07a",
-    "ddrm": "#9a7b3f",
-    "diffpir": ORANGE,
-    "pigdm": PURPLE,
-    "mcg": "#c8559b",
-    "dps": RED,
-}
 NAMES = {
     "replacement": "Replacement",
     "repaint": "RePaint",
@@ -66,6 +55,7 @@ NAMES = {
     "mcg": "MCG",
     "dps": "DPS",
 }
+COLOURS = {name: palette.look(name)[0] for name in NAMES}
 
 _figures: dict[str, Callable[[], Any]] = {}
 
@@ -677,7 +667,7 @@ def filters() -> Any:
         rho = 1.5 * sigma**2 * a / (1 - a)
         plus = torch.where(c * s >= thr, 1.0, s * c * (1 - eta**2) ** 0.5 / thr)
         one.semilogx(squared, torch.ones_like(squared), color=GREEN, label="DDNM, RePaint")
-        one.semilogx(squared, plus, color="#58c07a", ls="--", label="DDNM+")
+        one.semilogx(squared, plus, color=COLOURS["ddnm+"], ls="--", label="DDNM+")
         one.semilogx(squared, squared / (squared + rho), color=ORANGE, label="DiffPIR")
         one.semilogx(squared, squared / (squared + sigma**2 / (1 - a)), color=PURPLE, label="PiGDM")
         one.semilogx(squared, squared, color=RED, ls=":", label="DPS, MCG (direction)")
