@@ -18,7 +18,6 @@ from invdiff.metrics import misfit, psnr, ssim
 from invdiff.operators import Colorization, Mask, SuperResolution
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.masks import half
-from invdiff.plotting import picture_grid, save_figure, show_missing
 from invdiff.samplers import sampler_class
 from invdiff.solution import check_output
 from invdiff.solve import resolve_backbone, solve
@@ -85,6 +84,8 @@ def run_demo(
     out = Path(out)
     make_folder(out.parent, "out")
     check_output(out, (".png",))
+    from invdiff.plotting import picture_grid, save_figure
+
     model = resolve_backbone(backbone)
     truth = from_pil(chelsea64())
     rows: list[Row] = []
@@ -123,4 +124,6 @@ def run_demo(
 
 
 def _shown(operator: LinearOperator, y: Tensor) -> Tensor:
+    from invdiff.plotting import show_missing
+
     return show_missing(y[0], operator.mask[0].to(y.dtype)) if isinstance(operator, Mask) else y[0]

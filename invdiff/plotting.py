@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from invdiff.checks import real, whole
 from invdiff.errors import InvdiffError
 from invdiff.files import atomic_write
 from invdiff.images import to_pil
-from invdiff.samplers.paths import network_calls
 from invdiff.solution import check_output
 
 if TYPE_CHECKING:
@@ -197,16 +195,3 @@ def _animation_frame(frame: Any, times: list[int], reached: int, scale: int) -> 
     draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(220, 60, 40))
     draw.text((sheet.width - 4, top), f"t = {frame.s}", fill="black", anchor="ra")
     return sheet
-
-
-def plot_path(times: Sequence[int], title: str = "") -> Figure:
-    """A path through time: the index against the number of the move."""
-    figure = new_figure(7, 2.4)
-    axes = figure.add_subplot()
-    axes.plot(range(len(times)), times, lw=0.8, color="#2060c8")
-    axes.set_xlabel("move")
-    axes.set_ylabel("time index")
-    axes.set_title(title or f"{network_calls(times)} network calls", fontsize=10)
-    axes.set_xlim(0, math.ceil(len(times)))
-    figure.tight_layout()
-    return figure

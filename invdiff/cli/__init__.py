@@ -1,4 +1,7 @@
-"""The `invdiff` command."""
+"""The `invdiff` command.
+
+One module per group of commands, the frame in `terminal`. A leaf: only `python -m invdiff` imports it.
+"""
 
 from invdiff.cli import benchmarking, listing, restoring, training
 from invdiff.cli.terminal import app, main

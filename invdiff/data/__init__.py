@@ -1,4 +1,7 @@
-"""Pictures that ship with the package."""
+"""Pictures that ship with the package.
+
+For the demo, the documentation and the tests; it knows nothing of the package.
+"""
 
 from __future__ import annotations
 

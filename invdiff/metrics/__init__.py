@@ -1,4 +1,7 @@
-"""Metrics: one file per family, each metric with its direction, its unit and what it needs."""
+"""Metrics: one file per family, each metric with its direction, its unit and what it needs.
+
+They know tensors, and of operators what they read; imported by `bench`, the demo and the command line.
+"""
 
 from invdiff.metrics import posterior as posterior
 from invdiff.metrics.base import METRICS, Metric, Unavailable, get_metric, metric_names, register_metric

@@ -1,4 +1,8 @@
-"""Linear measurements of images: the operator A of `y = A x + noise`."""
+"""Linear measurements of images: the operator A of `y = A x + noise`.
+
+They know torch only: no other room of the package. Imported by problems, samplers, metrics, suites and the command line.
+One file per family; `make_operator` builds any by name, `register_operator` adds one from outside.
+"""
 
 from invdiff.operators.algebra import Stack
 from invdiff.operators.base import LinearOperator

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from invdiff.backbones.base import Prediction
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.checks import whole
 from invdiff.errors import InvdiffError
+from invdiff.files import replace_file
 from invdiff.noise import standard_normal
 from invdiff.priors.gaussian import (
     AnalyticBackbone,
@@ -405,14 +405,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
         about["log_likelihoods"] = json.dumps(self.log_likelihoods)
         data = save(tensors, {**(metadata or {}), **about})
         path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, data)
         return path
 
     @classmethod

@@ -1,4 +1,8 @@
-"""The shelf of samplers: one file per method, each a page of its paper."""
+"""The shelf of samplers: one file per method, each a page of its paper.
+
+They know operators and backbones through their base classes only. Imported by `solve`, suites and the command line.
+`register_sampler` adds one from outside.
+"""
 
 from invdiff.options import option
 from invdiff.samplers.base import (

@@ -57,7 +57,7 @@ def total_variation(weight: float = 0.05) -> Guidance:
 
     def loss(x: Tensor) -> Tensor:
         dy, dx = x.diff(dim=-2), x.diff(dim=-1)
-        return ((dy**2 + 1e-6).sqrt().sum((1, 2, 3)) + (dx**2 + 1e-6).sqrt().sum((1, 2, 3))) * 1.0
+        return (dy**2 + 1e-6).sqrt().sum((1, 2, 3)) + (dx**2 + 1e-6).sqrt().sum((1, 2, 3))
 
     return Guidance(loss, weight)
 
