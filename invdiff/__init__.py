@@ -10,6 +10,8 @@ from invdiff.backbones import (
     NetworkBackbone,
     NoiseSchedule,
     Prediction,
+    Tiles,
+    Windows,
     backbone_names,
     load_backbone,
     register_backbone,
@@ -38,6 +40,7 @@ from invdiff.operators import (
     register_operator,
     uniform_kernel,
 )
+from invdiff.plan import Plan, plan_restoration
 from invdiff.priors import GaussianBackbone, GaussianMixtureBackbone
 from invdiff.samplers import (
     DDNM,
@@ -98,6 +101,7 @@ __all__ = [
     "NoiseSchedule",
     "NonlinearOperator",
     "PiGDM",
+    "Plan",
     "Prediction",
     "Progress",
     "RePaint",
@@ -106,8 +110,10 @@ __all__ = [
     "Solution",
     "Stack",
     "SuperResolution",
+    "Tiles",
     "Unconditional",
     "WalshHadamard",
+    "Windows",
     "backbone_names",
     "fourier_mask",
     "gaussian_kernel",
@@ -116,6 +122,7 @@ __all__ = [
     "make_operator",
     "motion_kernel",
     "operator_names",
+    "plan_restoration",
     "register_backbone",
     "register_mask",
     "register_operator",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NETWORK_PRECISIONS, NetworkBackbone, available_device
+from invdiff.backbones.windows import Patched, in_tiles
 from invdiff.batches import Batches
 from invdiff.checks import array, flag, function, known, one_of, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
@@ -24,9 +26,11 @@ from invdiff.operators import Identity
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.photos import Photo
+from invdiff.plan import REGIONS, Box, Stage, plan_restoration, restore
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
 from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samplers_that
+from invdiff.samplers.ddnm import noisy_kin
 from invdiff.samplers.guidance import Guidance, as_guidance
 from invdiff.samplers.paths import PATHS, make_path
 from invdiff.samplers.presets import preset
@@ -58,6 +62,8 @@ def solve(
     batch_size: int | None = None,
     path: str | Sequence[int] | Callable[[int], Sequence[int]] | None = None,
     guidance: Any = None,
+    region: str = "auto",
+    coarse_to_fine: str | bool | int = "auto",
     progress: bool | None = None,
     callback: Callable[[Progress], Any] | None = None,
     keep_trajectory: bool | int = False,
@@ -94,6 +100,11 @@ def solve(
         path: another route through time: ``"plain"``, ``"jumps"`` (with jump_length=10, jump_n_sample=10), ``"travel"``
             (with travel_length, travel_repeat), a list of times that ends in -1, or a function of the number of times.
         guidance: extra terms: losses of x0, pairs (loss, weight) or `Guidance` objects.
+        region: with a `Mask`, no noise and a backbone of any size, ``"auto"`` computes the neighbourhood of what is missing
+            only, and every known pixel of the answer is the photo's; ``"all"`` computes the whole picture. With guidance, a
+            trajectory to keep, a `noise` or an `x_init` of the caller's the whole is always computed.
+        coarse_to_fine: fill holes that are deeper than the backbone sees on a shrunken photo first, whose answer is a further
+            measurement at the next size: ``"auto"`` where it is needed, a number of sizes, or False. See `plan_restoration`.
         progress: show a bar; by default on a terminal.
         callback: called with a `Progress` after every move, whose tensors are copies.
         keep_trajectory: keep every move (True) or every k-th (an int) of the first batch in `Solution.trajectory`.
@@ -120,71 +131,99 @@ def solve(
     batch_size = None if batch_size is None else whole("batch_size", batch_size, low=1)
     model = resolve_backbone(backbone, device, precision)
     problem = build_problem(operator, y, sigma_y, model, value_range)
-    model = model.sized(problem.image_shape)
     method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
     _warn_noise(method, problem)
     schedule = method.respaced(model.schedule)
     times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
     states = method.states(n_samples)  # of one image: its samples, or the particles that they are drawn from
     keys = _keys(seed, len(problem.y), states)
-    first = _first_state(x_init, len(keys), model)
-    batches = Batches(
-        len(keys),
-        problem.pinv_y[0].numel(),
-        model.device,
-        method.uses_gradient,
-        batch_size,
-        together=states if method.together else 1,
-        grows=not getattr(model, "compile", False),
+    first = _first_state(x_init, len(keys), model.sized(problem.image_shape))
+    whole_only = terms or every or noise is not None or first is not None or method.together
+    by_parts = not (whole_only or isinstance(method, Unconditional))
+    plan = plan_restoration(
+        problem.operator,
+        problem.image_shape,
+        model,
+        method.cost(model.schedule, times).calls,
+        sigma_y=problem.sigma_y,
+        region=region if by_parts else one_of("region", region, REGIONS) and "all",
+        coarse_to_fine=coarse_to_fine if by_parts or coarse_to_fine != "auto" else False,
     )
 
     details: list[dict[str, Tensor]] = []
     frames: list[Frame] = []
     calls: list[int] = []
     started, moved = time.perf_counter(), 0
-    with progress_bar(method.name, len(keys) * (len(times) - 1), progress) as advance:
+    total = len(plan.network_calls) * len(keys) * (len(times) - 1)
+    with progress_bar(method.name, total, progress) as advance:
 
-        def restore(rows: Tensor) -> Tensor:
-            """The restorations of some of the keys; done again with fewer at once where memory ran out."""
-            nonlocal calls, moved
-            first_batch = int(rows[0]) == 0
-            if first_batch:
-                frames.clear()
-            advance(-moved)
-            moved = 0
+        def walk(task: Problem, stage: Stage, box: Box) -> Tensor:
+            """Every restoration of one part of the picture at one size, (N, C, h, w), on the CPU."""
+            part = in_tiles(model.sized(task.image_shape), gradient=method.uses_gradient or bool(terms))
+            walker = method if task.sigma_y == problem.sigma_y else noisy_kin(method)
 
-            def on_step(state: Progress) -> None:
-                nonlocal moved
-                advance(len(rows))
-                moved += len(rows)
-                if first_batch and every > 0 and (state.step % every == 0 or state.step == state.steps - 1):
-                    frames.append(Frame(state.t, state.s, state.x.cpu().clone(), state.x0.cpu().clone()))
-                if callback is not None:
-                    callback(dataclasses.replace(state, x=state.x.clone(), x0=state.x0.clone()))  # theirs to write to
+            def some(rows: Tensor) -> Tensor:
+                """The restorations of some of the keys; done again with fewer at once where memory ran out."""
+                nonlocal calls, moved
+                first_batch = int(rows[0]) == 0
+                if first_batch:
+                    frames.clear()
+                advance(-moved)
+                moved = 0
 
-            images = rows // states
-            source = NoiseSource([keys[i] for i in rows], problem.image_shape, model.device, model.dtype, noise)
-            start = (
-                None
-                if first is None
-                else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
-            )
-            record = Record(per_image=states)
-            restored = method.run(
-                problem.select(images) if len(keys) > 1 else problem,
-                model.select(images),
-                source,
-                x_init=start,
-                times=times,
-                guidance=terms,
-                on_step=on_step,
-                record=record,
-            ).cpu()
-            calls, moved = max(calls, record.calls, key=len), 0
-            details.append(record.details)
-            return restored
+                def on_step(state: Progress) -> None:
+                    nonlocal moved
+                    advance(len(rows))
+                    moved += len(rows)
+                    if first_batch and every > 0 and (state.step % every == 0 or state.step == state.steps - 1):
+                        frames.append(Frame(state.t, state.s, state.x.cpu().clone(), state.x0.cpu().clone()))
+                    if callback is not None:
+                        callback(
+                            dataclasses.replace(state, x=state.x.clone(), x0=state.x0.clone())
+                        )  # theirs to write to
 
-        restored = batches.run(restore)
+                images = rows // states
+                source = NoiseSource(
+                    [keys[i] for i in rows],
+                    stage.image_shape,
+                    model.device,
+                    model.dtype,
+                    noise,
+                    place=None if stage.whole else dataclasses.astuple(box),
+                    stream="" if stage.shrink == 1 else f"shrunken {stage.shrink}",
+                )
+                start = (
+                    None
+                    if first is None
+                    else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
+                )
+                record = Record(per_image=states)
+                restored = walker.run(
+                    task.select(rows if len(task.y) == len(keys) else images) if len(keys) > 1 else task,
+                    part.select(images),
+                    source,
+                    x_init=start,
+                    times=times,
+                    guidance=terms,
+                    on_step=on_step,
+                    record=record,
+                ).cpu()
+                calls, moved = max(calls, record.calls, key=len), 0
+                details.append(record.details)
+                return restored
+
+            return Batches(
+                len(keys),
+                math.prod(task.image_shape),
+                model.device,
+                method.uses_gradient,
+                batch_size,
+                together=states if method.together else 1,
+                grows=not getattr(model, "compile", False),
+            ).run(some)
+
+        noisy = method.handles_noise or noisy_kin(method) is not method
+        restored = restore(plan, problem, states, noisy, walk)
     seconds = time.perf_counter() - started
     if states != n_samples:
         restored = restored.unflatten(0, (-1, states))[:, :n_samples].flatten(0, 1)
@@ -214,13 +253,14 @@ def solve(
             "device": str(model.device),
             "seed": keys[0][0] if len({s for s, _ in keys}) == 1 else [s for s, _ in keys[::states]],
             "n_samples": n_samples,
+            **({} if plan.alone else {"plan": str(plan)}),
         },
         y=in_range(problem.y if problem.y.shape == problem.pinv_y.shape else problem.pinv_y, shown),
         n_samples=n_samples,
         value_range=(low, high),
         trajectory=frames,
         photos=_dressing(problem),
-        diagnostics={name: torch.cat([one[name] for one in details]) for name in details[0]},
+        diagnostics={name: torch.cat([one[name] for one in details]) for name in details[0]} if plan.alone else {},
     )
 
 
@@ -287,7 +327,7 @@ def resolve_backbone(
         return load_backbone(
             DEFAULT_BACKBONE if backbone is None else backbone, precision=precision or "auto", device=device
         )
-    if precision is not None and isinstance(backbone, NetworkBackbone):
+    if precision is not None and isinstance(backbone, NetworkBackbone | Patched):
         backbone = backbone.with_precision(precision)
     return backbone if device is None else backbone.to(device)
 

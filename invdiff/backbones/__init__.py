@@ -8,6 +8,7 @@ from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.edm import EDMBackbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
+from invdiff.backbones.windows import Tiles, Windows
 from invdiff.backbones.zoo import DEFAULT_BACKBONE, backbone_names, load_backbone, register_backbone
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "NetworkBackbone",
     "NoiseSchedule",
     "Prediction",
+    "Tiles",
+    "Windows",
     "backbone_names",
     "load_backbone",
     "register_backbone",

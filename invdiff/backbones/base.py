@@ -18,6 +18,9 @@ from invdiff.tensors import weighted_sum
 
 BackboneT = TypeVar("BackboneT", bound="Backbone")
 
+MOST_CONTEXT = 64
+"""Pixels: networks that could look further have seldom learned to."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -83,6 +86,11 @@ class Backbone(ABC):
     def any_size(self) -> bool:
         """Whether it takes pictures of any height and width."""
         return self._any_size or None in self.image_shape
+
+    @property
+    def context(self) -> int | None:
+        """Pixels around a hole that are worth knowing: the field of view, at most `MOST_CONTEXT`; None for the whole picture."""
+        return None if self.field_of_view is None else min(self.field_of_view, MOST_CONTEXT)
 
     def sized(self: BackboneT, image_shape: Sequence[int]) -> BackboneT:
         """The same backbone for images of one size (C, H, W): a view, nothing is copied.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -131,3 +131,10 @@ def _trusted(c: float, noise_y: float, kept: float) -> Callable[[Tensor], Tensor
         return torch.where(c * squared.sqrt() >= noise_y, inverse(squared), weak)
 
     return correction
+
+
+def noisy_kin(sampler: Sampler) -> Sampler:
+    """DDNM+ with the settings of a DDNM, which it equals where there is no noise; other samplers as they are."""
+    if type(sampler) is not DDNM:
+        return sampler
+    return DDNMPlus(**{field.name: getattr(sampler, field.name) for field in fields(sampler)})
