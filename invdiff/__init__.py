@@ -43,6 +43,7 @@ from invdiff.operators import (
 from invdiff.plan import Plan, plan_restoration
 from invdiff.priors import GaussianBackbone, GaussianMixtureBackbone
 from invdiff.samplers import (
+    DAPS,
     DDNM,
     DDRM,
     DPS,
@@ -51,12 +52,14 @@ from invdiff.samplers import (
     MMPS,
     TDS,
     TMPD,
+    CoPaint,
     DDNMPlus,
     DiffPIR,
     Guidance,
     MCGDiff,
     PiGDM,
     Progress,
+    REDDiff,
     RePaint,
     Replacement,
     Sampler,
@@ -71,6 +74,7 @@ from invdiff.solve import sample, solve
 __version__ = "0.1.0"
 
 __all__ = [
+    "DAPS",
     "DDNM",
     "DDRM",
     "DPS",
@@ -81,6 +85,7 @@ __all__ = [
     "TMPD",
     "Backbone",
     "Blur",
+    "CoPaint",
     "Colorization",
     "DDNMPlus",
     "DiffPIR",
@@ -104,6 +109,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Progress",
+    "REDDiff",
     "RePaint",
     "Replacement",
     "Sampler",

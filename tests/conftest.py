@@ -73,4 +73,7 @@ FEW_STEPS = {
     "dps": {"steps": 12},
     "mmps": {"steps": 12},
     "tmpd": {"steps": 12},
+    "copaint": {"steps": 12, "lr": 0.2},
+    "reddiff": {"steps": 12},
+    "daps": {"steps": 8},
 }

@@ -391,7 +391,9 @@ class NetworkBackbone(Backbone):
         if isinstance(t, Tensor) and t.ndim > 0:
             times = schedule.timesteps[t.detach().long().cpu()].to(x_t.device)
         else:
-            times = torch.full((batch,), schedule.timestep(int(t)), dtype=torch.long, device=x_t.device)
+            time = schedule.timestep(int(t))
+            dtype = torch.long if isinstance(time, int) else x_t.dtype
+            times = torch.full((batch,), time, dtype=dtype, device=x_t.device)
         out = self._at_any_size(x_t, times)
         channels = x_t.shape[1]
         wanted = (batch, channels * (2 if self.learned_variance else 1), *x_t.shape[2:])

@@ -33,7 +33,8 @@ class NoiseSchedule:
     Attributes:
         alpha_bar: float64 tensor of length T + 1. ``alpha_bar[t]`` for t in 0..T-1, and one more entry, 1, that the
             index ``-1`` reaches: the clean image.
-        timesteps: long tensor of length T: what a network trained on the full chain calls these times.
+        timesteps: long tensor of length T: what a network trained on the full chain calls these times; float64 for
+            times in between, see `at_levels`.
         chain: the full schedule that this one was taken from; itself for a full one.
     """
 
@@ -168,6 +169,34 @@ class NoiseSchedule:
         kept = torch.tensor(sorted(set(_SPACINGS[one_of("spacing", spacing, _SPACINGS)](n, self))))
         levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
         return NoiseSchedule(levels, self.timesteps[kept], self.chain)
+
+    def at_levels(self, alpha_bar: Tensor) -> NoiseSchedule:
+        """A schedule of other levels than the table's, whose times lie between the network's: float64, not whole.
+
+        With linear betas the time of a level is that of the continuous process that they discretise (Song et al., 2021,
+        eq. 33): ``-log(alpha_bar) = T beta_0 u + T (beta_last - beta_0) u^2 / 2`` with ``u = time / (T - 1)``; with others it is
+        interpolated in the log signal-to-noise ratio.
+
+        Args:
+            alpha_bar: the levels, between 0 and 1; equal ones are kept once.
+        """
+        chain = self.chain
+        levels = alpha_bar.double().unique().flip(0)
+        if not bool(((levels > 0) & (levels < 1)).all()):
+            raise InvdiffError(f"levels must lie between 0 and 1, got {levels.min():.3g} to {levels.max():.3g}")
+        T, first, last = chain.T, chain.beta(0), chain.beta(chain.T - 1)
+        even = torch.linspace(first, last, T, dtype=torch.float64)
+        if T > 1 and last > first and torch.allclose(chain.betas, even, rtol=1e-6, atol=1e-9):
+            low, slope = T * first, T * (last - first)
+            times = (T - 1) * ((low**2 - 2 * slope * levels.log()).sqrt() - low) / slope
+        else:
+            table = torch.logit(chain.alpha_bar[:T])
+            wanted = torch.logit(levels)
+            above = torch.searchsorted(-table, -wanted).clamp(1, T - 1)
+            share = (table[above - 1] - wanted) / (table[above - 1] - table[above])
+            times = above - 1 + share
+        kept = torch.cat([levels, torch.ones(1, dtype=torch.float64)])
+        return NoiseSchedule(kept, times.clamp(0, T - 1), chain)
 
     def nearest(self, alpha_bar: float) -> int:
         """The time whose level is nearest to `alpha_bar` in log signal-to-noise ratio."""

@@ -15,6 +15,8 @@ from invdiff.samplers.base import (
     sampler_names,
     samplers_that,
 )
+from invdiff.samplers.copaint import CoPaint
+from invdiff.samplers.daps import DAPS
 from invdiff.samplers.ddnm import DDNM, DDNMPlus
 from invdiff.samplers.ddrm import DDRM
 from invdiff.samplers.diffpir import DiffPIR
@@ -27,12 +29,14 @@ from invdiff.samplers.mcg_diff import MCGDiff
 from invdiff.samplers.mmps import MMPS
 from invdiff.samplers.paths import PATHS, jumps, network_calls, plain, travel
 from invdiff.samplers.pigdm import PiGDM
+from invdiff.samplers.reddiff import REDDiff
 from invdiff.samplers.repaint import RePaint, Replacement
 from invdiff.samplers.tds import TDS
 from invdiff.samplers.tmpd import TMPD
 from invdiff.samplers.unconditional import Unconditional
 
 __all__ = [
+    "DAPS",
     "DDNM",
     "DDRM",
     "DPS",
@@ -43,6 +47,7 @@ __all__ = [
     "PATHS",
     "TDS",
     "TMPD",
+    "CoPaint",
     "Cost",
     "DDNMPlus",
     "DiffPIR",
@@ -51,6 +56,7 @@ __all__ = [
     "MCGDiff",
     "PiGDM",
     "Progress",
+    "REDDiff",
     "RePaint",
     "Replacement",
     "Sampler",

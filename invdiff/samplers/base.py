@@ -79,13 +79,15 @@ class Record:
         calls: the network's own time of every call, in order.
         per_image: successive rows of the batch that belong to one image; None where that does not matter.
         details: what a sampler has to tell, by name, tensors of one entry per image: `Solution.diagnostics`.
-        memory: what an estimate keeps for the next one; see `memory_of`.
+        memory: what a sampler keeps from one step to the next; see `memory_of`.
+        ahead: the time after that of the step under way, if there is one; see `moves_ahead`.
     """
 
     calls: list[int] = field(default_factory=list)
     per_image: int | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    ahead: Sequence[int] = ()
 
 
 class RecordedBackbone(Backbone):
@@ -111,8 +113,13 @@ class RecordedBackbone(Backbone):
 
 
 def memory_of(backbone: Backbone) -> dict[str, Tensor]:
-    """What an estimate kept in this run, by name, to be read and written; outside of a run an empty one that nobody keeps."""
+    """What a sampler kept in this run, by name, to be read and written; outside of a run an empty one that nobody keeps."""
     return backbone.record.memory if isinstance(backbone, RecordedBackbone) else {}
+
+
+def moves_ahead(backbone: Backbone) -> Sequence[int]:
+    """The time of the path after the one that the step under way goes to: one or, at the end and outside of a run, none."""
+    return backbone.record.ahead if isinstance(backbone, RecordedBackbone) else ()
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -289,7 +296,7 @@ class Sampler(ABC):
             x0 = x
             history: History = ()
             for k, (t, s) in enumerate(pairwise(times)):
-                draw = noise.at(k)
+                draw, record.ahead = noise.at(k), times[k + 2 : k + 3]
                 if s > t:
                     x, history = self.renoise(x, x0, t, s, backbone, draw), ()
                 else:

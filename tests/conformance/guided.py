@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from conformance.recordings import TOLERANCE, Outcome, Recording, largest_difference
 
-from invdiff import MMPS, TMPD, PiGDM, Sampler, solve
+from invdiff import DAPS, MMPS, TMPD, CoPaint, PiGDM, REDDiff, Sampler, solve
 from invdiff.problem import build_problem
 from invdiff.samplers.base import Estimator
 from invdiff.samplers.integrators import Integrator, Move, ddim_coefficients
@@ -99,10 +100,91 @@ class _TMPD(TMPD):
         return _stepper(self.eta)
 
 
+# ---- CoPaint and RED-diff --------------------------------------------------------------------------------------
+
+
+def copaint(recording: Recording) -> Iterator[Outcome]:
+    """The result, and the states that entered the recorded optimisations. How often a step is tried again depends on
+    round-off, so the network's times are those of the optimisations."""
+    config = recording.config
+    ddim, o = config["ddim"]["schedule_params"], config["optimize_xt"]
+    if o.get("mid_interval_num", 1) != 1 or o.get("filter_xT"):
+        for run in recording.runs:
+            yield Outcome(run, math.nan, note="not followed: a chain of steps inside the loss", followed=False)
+        return
+    kept = int(config["timestep_respacing"])
+    travels = bool(ddim.get("use_timetravel"))
+    sampler = CoPaint(
+        steps=kept,
+        visits=0 if travels else int(ddim["num_inference_steps"]),
+        iterations=o["num_iteration_optimize_xt"],
+        lr=o["lr_xt"],
+        lr_growth=o["lr_xt_decay"],
+        reg=o["coef_xt_reg"],
+        reg_growth=o["coef_xt_reg_decay"],
+        smart_lr=o["use_smart_lr_xt_decay"],
+        backtrack=o["use_adaptive_lr_xt"],
+        trials=1000,
+        sigma=config["ddim"]["ddim_sigma"],
+        clip=config["clip_denoised"],
+        travel_length=ddim["jump_length"],
+        travel_repeat=ddim["jump_n_sample"] if travels else 1,
+        travel_optimise=o["optimize_before_time_travel"],
+        ending="state",
+    )
+    yield from _replayed(recording, sampler, 0.0, times=False)
+
+
+def reddiff(recording: Recording) -> Iterator[Outcome]:
+    """The image before the last step of Adam; an index mask ("inp") counts its known pixels only."""
+    config, given = recording.config, recording.inputs
+    c = config["cfg_algo"]
+    counted = recording.measurement()[0].numel() / given["y"][0].numel()
+    sampler = REDDiff(
+        steps=int(config["num_steps"]),
+        lr=c["lr"],
+        weight=c["grad_term_weight"],
+        obs_weight=c["obs_weight"] * counted,
+        weighting=c["denoise_term_weight"],
+        sigma_x0=c["sigma_x0"],
+        ending="before",
+    )
+    yield from _replayed(recording, sampler, 0.0, first=False)
+
+
+def daps(recording: Recording) -> Iterator[Outcome]:
+    """The result after the last level."""
+    config = recording.config
+    levels, ode, m = config["annealing"], config["ode"], config["mcmc"]
+    if levels["rho"] != 7 or ode["rho"] != 7 or ode["solver"] != "euler":
+        for run in recording.runs:
+            yield Outcome(run, math.nan, note="not followed: rho other than 7, or no Euler steps", followed=False)
+        return
+    sampler = DAPS(
+        steps=levels["num_steps"],
+        sigma_max=levels["sigma_max"],
+        sigma_min=levels["sigma_min"],
+        ode_steps=ode["num_steps"],
+        ode_sigma_min=ode["sigma_min"],
+        mcmc=m["mc_algo"],
+        mcmc_steps=m["num_steps"],
+        lr=m["lr"],
+        lr_min_ratio=m["lr_min_ratio"],
+        momentum=m.get("momentum", 0.9),
+        tau=m["tau"],
+        prior="gaussian" if m["prior_solver"] == "gaussian" else "score",
+        times="continuous",
+    )
+    yield from _replayed(recording, sampler, float(config["sigma_y"]))
+
+
 # ---- what they share --------------------------------------------------------------------------------------------
 
 
-def _replayed(recording: Recording, sampler: Sampler, sigma_y: float) -> Iterator[Outcome]:
+def _replayed(
+    recording: Recording, sampler: Sampler, sigma_y: float, *, first: bool = True, times: bool = True
+) -> Iterator[Outcome]:
+    """The runs of a recording; `first`: from the recorded first state, `times`: the network's times have to agree."""
     for run, recorded in recording.runs.items():
         solution = solve(
             recording.operator(),
@@ -111,11 +193,15 @@ def _replayed(recording: Recording, sampler: Sampler, sigma_y: float) -> Iterato
             backbone=recording.backbone(run),
             sigma_y=sigma_y,
             value_range=(-1, 1),
-            x_init=recording.first_state(run),
+            x_init=recording.first_state(run) if first else None,
             noise=recording.noise(run.split(".")[1]),
             progress=False,
         )
-        same = list(solution.timesteps) == recorded["t"].tolist()
+        asked = recorded["t"].double()
+        same = not times or (
+            len(solution.timesteps) == len(asked)
+            and bool(((torch.tensor(solution.timesteps).double() - asked).abs() < 1e-3).all())
+        )
         yield Outcome(
             run,
             largest_difference(solution.x, recorded["x0"]),
@@ -132,4 +218,7 @@ ALGORITHMS = {
     "azula_tmpd": azula,
     "azula_pgdm": azula,
     "azula_pigdm": azula,
+    "copaint": copaint,
+    "reddiff": reddiff,
+    "daps": daps,
 }
