@@ -7,6 +7,7 @@ its check share nothing. `CASES` are files of every layout with the function tha
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -714,8 +715,8 @@ CASES: list[Case] = [
     ),
     Case(
         "guided-diffusion",
-        "128 pixels: four heads",
-        guided_diffusion_case(torch_file("adm128.pt"), num_head_channels=None, num_heads=4),
+        "128 pixels: a number of heads",
+        guided_diffusion_case(torch_file("adm128.pt"), num_head_channels=None, num_heads=2),
     ),
     Case(
         "guided-diffusion",
@@ -764,3 +765,60 @@ CASES: list[Case] = [
     Case("diffusers", "a pipeline's folder", diffusers_case()),
     Case("diffusers", "sharded weights", diffusers_case(max_shard_size="300KB")),
 ]
+
+
+# ---- the authors' own networks, where a package that has them is installed ---------------------------------------
+
+
+def moved(network: nn.Module) -> nn.Module:
+    """In evaluation mode, every weight a little elsewhere: networks begin with zeros in their last layers."""
+    generator = torch.Generator().manual_seed(0)
+    for p in network.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=generator)
+    return network.eval()
+
+
+def guided_diffusion_authors(folder: Path) -> Any:
+    from azula.plugins.adm._src.unet import UNetModel
+
+    settings = {"model_channels": 32, "num_res_blocks": 2, "attention_resolutions": (2, 4), "channel_mult": (1, 2, 2)}
+    flags = {"use_scale_shift_norm": True, "resblock_updown": True, "use_new_attention_order": True}
+    settings |= {"image_size": 16, "in_channels": 3, "out_channels": 6, "num_head_channels": 16, **flags}
+    network = moved(UNetModel(**settings))
+    torch.save(network.state_dict(), folder / "adm.pt")
+    return _loaded(folder / "adm.pt", **settings), network
+
+
+def classifier_authors(folder: Path) -> Any:
+    from azula.plugins.adm._src.unet import EncoderUNetModel
+
+    from invdiff.checkpoints import load_classifier
+
+    settings = {"model_channels": 32, "num_res_blocks": 2, "attention_resolutions": (2, 4), "channel_mult": (1, 2, 2)}
+    settings |= {"image_size": 16, "in_channels": 3, "out_channels": 10, "num_head_channels": 16, "pool": "attention"}
+    network = moved(EncoderUNetModel(**settings, use_scale_shift_norm=True, resblock_updown=True))
+    torch.save(network.state_dict(), folder / "classifier.pt")
+    return load_classifier(folder / "classifier.pt", image_size=16, head_channels=16), network
+
+
+def denoising_diffusion_authors(folder: Path) -> Any:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from ema_pytorch import EMA
+
+    network = moved(Unet(dim=16, dim_mults=(1, 2, 4), self_condition=True))
+    diffusion = GaussianDiffusion(network, image_size=16, timesteps=900, objective="pred_noise")
+    content = {"step": 1, "model": diffusion.state_dict(), "ema": EMA(diffusion).state_dict(), "version": "2"}
+    torch.save(content, folder / "model-1.pt")
+    return _loaded(folder / "model-1.pt", image_size=16), network.eval()
+
+
+if importlib.util.find_spec("azula") is not None:
+    CASES += [
+        Case("guided-diffusion", "the authors' network, as packaged by azula", guided_diffusion_authors),
+        Case("guided-diffusion", "the authors' noisy classifier, as packaged by azula", classifier_authors),
+    ]
+if importlib.util.find_spec("denoising_diffusion_pytorch") is not None:
+    CASES.append(
+        Case("denoising-diffusion-pytorch", "the package's own network and trainer", denoising_diffusion_authors)
+    )
+CASES.sort(key=lambda case: case.layout)
