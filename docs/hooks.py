@@ -303,6 +303,16 @@ def backbones_table() -> str:
     return markdown_table(["name", "kind", "image", "times"], rows)
 
 
+def formats_table() -> str:
+    """Every registered format and what its class says of it."""
+    from invdiff.checkpoints import FORMATS
+
+    rows = [
+        [f"`{name}`", _first_line(type(item))] for name, item in FORMATS.items()
+    ]
+    return rows_table(["format", "what it is"], rows)
+
+
 def metrics_table() -> str:
     try:
         from invdiff.metrics import METRICS
@@ -615,6 +625,7 @@ MACROS: dict[str, Callable[..., str]] = {
         operators_table,
         masks_table,
         backbones_table,
+        formats_table,
         metrics_table,
         suites_table,
         card,

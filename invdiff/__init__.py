@@ -16,6 +16,7 @@ from invdiff.backbones import (
     load_backbone,
     register_backbone,
 )
+from invdiff.checkpoints import Format, register_format
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
 from invdiff.operators import (
     Blur,
@@ -90,6 +91,7 @@ __all__ = [
     "DDNMPlus",
     "DiffPIR",
     "DivergenceError",
+    "Format",
     "Fourier",
     "FunctionOperator",
     "GaussianBackbone",
@@ -130,6 +132,7 @@ __all__ = [
     "operator_names",
     "plan_restoration",
     "register_backbone",
+    "register_format",
     "register_mask",
     "register_operator",
     "register_sampler",
