@@ -25,6 +25,7 @@ from torch import Tensor
 from invdiff import InvdiffWarning, NetworkBackbone
 from invdiff.backbones import EDMBackbone
 from invdiff.files import atomic_write
+from invdiff.markdown import markdown_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -91,11 +92,14 @@ def write(out: Path) -> list[dict[str, Any]]:
     """Measure and write ``formats.md`` and ``formats.json`` to the folder `out`."""
     warnings.simplefilter("ignore", InvdiffWarning)
     rows = files() + networks()
-    lines = ["| format or network | what was run | largest difference, output | gradient |", "|:--|:--|--:|--:|"]
-    lines += [f"| {r['what']} | {r['run']} | {r['output']:.1e} | {r['gradient']:.1e} |" for r in rows]
+    table = markdown_table(
+        ["format or network", "what was run", "largest difference, output", "gradient"],
+        [[r["what"], r["run"], f"{r['output']:.1e}", f"{r['gradient']:.1e}"] for r in rows],
+        "llrr",
+    )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "formats.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text(table.rstrip() + "\n", encoding="utf-8")
     with atomic_write(out / "formats.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return rows

@@ -310,7 +310,7 @@ def formats_table() -> str:
     rows = [
         [f"`{name}`", _first_line(type(item))] for name, item in FORMATS.items()
     ]
-    return rows_table(["format", "what it is"], rows)
+    return markdown_table(["format", "what it is"], rows)
 
 
 def metrics_table() -> str:
