@@ -25,7 +25,7 @@ from invdiff.images import sample_sheet
 from invdiff.markdown import markdown_table
 from invdiff.metrics import psnr, ssim
 from invdiff.training.data import load_splits
-from invdiff.training.loop import draw_samples, evaluate, nearest_neighbours
+from invdiff.training.evaluation import draw_samples, evaluate, nearest_neighbours
 
 DOCS = Path(__file__).parents[1] / "docs"
 TASKS = {

@@ -21,17 +21,8 @@ from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
 from invdiff.images import sample_sheet
 from invdiff.priors import GaussianBackbone
 from invdiff.training.data import load_images, load_splits
-from invdiff.training.loop import (
-    TrainingConfig,
-    _batch,
-    _weights,
-    draw_samples,
-    evaluate,
-    evaluate_on,
-    nearest_neighbours,
-    read_log,
-    train,
-)
+from invdiff.training.evaluation import draw_samples, evaluate, evaluate_on, nearest_neighbours
+from invdiff.training.loop import TrainingConfig, _batch, _weights, read_log, train
 
 TINY = {
     "size": 16,

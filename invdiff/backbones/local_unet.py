@@ -114,7 +114,7 @@ class LocalUNet(nn.Module):
         super().__init__()
         if len(widths) != len(blocks) or not widths:
             raise InvdiffError(f"blocks must have as many numbers as widths, got {tuple(blocks)} for {tuple(widths)}")
-        self.blocks = tuple(blocks)
+        self.widths, self.blocks = tuple(widths), tuple(blocks)
         self.config = {
             "widths": list(widths),
             "blocks": list(blocks),

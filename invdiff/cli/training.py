@@ -33,7 +33,7 @@ def train_command(
     help: Annotated[bool, typer.Option("--help", "-h", help="Every option.")] = False,
 ) -> None:
     """Train a small backbone on your own images, or measure one: `invdiff train --data FOLDER --out DIR`."""
-    from invdiff.training.loop import TrainingConfig, evaluate_on, train
+    from invdiff.training.loop import TrainingConfig, train
 
     fields = {f.name: f for f in dataclasses.fields(TrainingConfig)}
     if help:
@@ -54,10 +54,17 @@ def train_command(
         stop("--data is missing: a folder or zip of images")
     options = _options(context.args, fields)
     if evaluate is not None:
+        from invdiff.backbones import load_backbone
+        from invdiff.training.evaluation import denoising_on, evaluate_on
+
+        backbone = load_backbone(evaluate)
         error = evaluate_on(
-            evaluate, data, **{k: v for k, v in options.items() if k in ("size", "exclude", "holdout", "seed")}
+            backbone, data, **{k: v for k, v in options.items() if k in ("size", "exclude", "holdout", "seed")}
         )
         console.print(f"held-out epsilon error (mean squared, t = 20..980): {error:.5f}", highlight=False)
+        if backbone.any_size:
+            for sigma, psnr in denoising_on(backbone, data).items():
+                console.print(f"denoising, sigma {sigma} of 255: {psnr:.2f} dB", highlight=False)
         return
     if out is None:
         stop("--out is missing: the folder that the backbone is written to")

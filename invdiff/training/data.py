@@ -78,6 +78,48 @@ def load_images(
         )
 
 
+def load_photos(
+    path: str | Path, *, split: str | None = None, exclude: Sequence[str] = ()
+) -> tuple[list[Tensor], list[str]]:
+    """Decode the images of a folder or zip file at their own sizes.
+
+    Args:
+        path, split, exclude: see `load_images`.
+
+    Returns:
+        Images, uint8 (3, H, W) each, and their names inside the folder or zip, sorted.
+
+    Raises:
+        InvdiffError: no such folder or zip, or no image in it that can be read.
+    """
+    source = Path(path).expanduser()
+    photos: list[Tensor] = []
+    good: list[str] = []
+    broken: list[str] = []
+    with ExitStack() as stack:
+        sizes, read = _open(source, stack)
+        names = [n for n in sorted(sizes) if not _excluded(n, exclude)]
+        for name in names if split is None else _of_split(names, split):
+            try:
+                with Image.open(BytesIO(read(name))) as image:
+                    if image.mode in DEEP:
+                        raise ValueError(f"mode {image.mode} has more than 8 bits; convert it first")
+                    pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            except Exception as error:  # decoders raise anything, from OSError to struct.error
+                broken.append(f"{name} ({type(error).__name__}: {error})")
+                continue
+            photos.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+            good.append(name)
+    if not photos:
+        said = f"; not readable: {', '.join(broken[:5])}" if broken else ""
+        raise InvdiffError(f"no image in {source}{f'/{split}' if split else ''}{said}")
+    if broken:
+        warnings.warn(
+            f"skipped {len(broken)} images of {source}: {', '.join(broken[:5])}", InvdiffWarning, stacklevel=3
+        )
+    return photos, good
+
+
 def load_splits(
     path: str | Path,
     size: int,

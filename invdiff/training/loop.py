@@ -26,29 +26,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invdiff.backbones.base import Backbone
 from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet
-from invdiff.backbones.network import PRECISIONS, PREDICTIONS, NetworkBackbone, available_device, native_bfloat16
-from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.backbones.zoo import EMBEDDED, load_backbone
+from invdiff.backbones.local_unet import LocalUNet
+from invdiff.backbones.network import PREDICTIONS, NetworkBackbone, available_device, native_bfloat16
+from invdiff.backbones.weights_file import STORED
+from invdiff.backbones.zoo import EMBEDDED
 from invdiff.checks import shown
-from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning, near_match
+from invdiff.errors import DivergenceError, InvdiffError, near_match
 from invdiff.files import atomic_write, make_folder, replace_file
 from invdiff.images import sample_sheet
 from invdiff.options import check_options, option
-from invdiff.training.data import has_split, load_images, load_splits
+from invdiff.training.crops import SIDES, Crops
+from invdiff.training.data import load_photos, load_splits
+from invdiff.training.evaluation import EVALUATED_SIZE, draw_samples, evaluate, listed
+from invdiff.training.muon import Muon
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
 LOSS_PLOT = "loss.png"
 SAMPLES = "samples.png"
 COLUMNS = ("step", "images", "loss", "lr", "gradient", "error", "seconds")
-
-EVALUATED = 128
-"""Images of the held-out error."""
 
 _HASHED = 20_000
 """Images that `_Training.fingerprint` looks at: some 250 MB at 64x64, a fraction of a second."""
@@ -82,6 +81,13 @@ class TrainingConfig:
         False, "all 8 symmetries of the square, for images without an up, such as satellite tiles"
     )
 
+    crops: bool = option(
+        False, "random crops of 64 to 128 pixels at scales 1, 1/2, 1/4: a LocalUNet, which takes pictures of any size"
+    )
+    turned: str = option(
+        "", "with crops: names or patterns of pictures without an up, which are turned by quarters too"
+    )
+
     prediction: str = option("v_prediction", "what the network predicts", choices=PREDICTIONS)
     weighting: str = option(
         "uniform", "of the loss over times: uniform, or min-SNR of Hang et al. 2023", choices=("uniform", "min-snr")
@@ -91,11 +97,23 @@ class TrainingConfig:
     channels: str = option(
         "64,128,160", "channels of each resolution, from the finest; each next one has half the size"
     )
+    blocks: str = option("2,2,4", "with crops: residual blocks of each resolution")
     layers: int = option(2, "residual blocks per resolution", low=1, high=32)
     attention: int = option(8, "self-attention at this many pixels and below", low=0)
     dropout: float = option(0.0, "probability in every residual block, against memorising small data", low=0, high=0.9)
 
-    lr: float = option(2e-4, "peak learning rate of AdamW", low=0)
+    lr: float = option(
+        2e-4, "peak learning rate of AdamW; with crops, of Adam for what Muon leaves, in shares of a weight", low=0
+    )
+    muon: float = option(
+        0.0, "with crops: peak share of a weight that a step of Muon changes; 0: Adam throughout", low=0, high=1
+    )
+    decay_from: float = option(
+        0.0, "share of the training after which the learning rate begins to fall", low=0, high=0.99
+    )
+    low_times: float = option(
+        1.0, "times are drawn as T u^this, u uniform: above 1 more of them with little noise", low=0.1, high=10
+    )
     warmup: int = option(300, "steps over which the learning rate rises", low=0)
     final_lr: float = option(0.02, "fraction of the learning rate that the cosine decay ends at", low=0, high=1)
     weight_decay: float = option(0.01, "of AdamW", low=0)
@@ -113,36 +131,41 @@ class TrainingConfig:
     )
     log_steps: int = option(50, "steps between the rows of the log", low=1)
     samples: int = option(16, "images of the sample sheet; 0: none", low=0, high=4096)
-    store: str = option("bfloat16", "precision of the saved weights", choices=tuple(PRECISIONS))
+    store: str = option("bfloat16", "precision of the saved weights", choices=tuple(STORED))
     name: str = option("", "what reports call the backbone; by default the name of its folder")
     licence: str = option("", "of the data, for the record")
 
     def __post_init__(self) -> None:
         check_options(self, "train")
+        if self.crops and len(self.depths) != len(self.widths):
+            raise InvdiffError(f"blocks must have as many numbers as channels ({self.channels}), got {self.blocks!r}")
         _ = self.widths
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """`blocks` as numbers."""
+        return _numbers("blocks", self.blocks)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """`channels` as numbers."""
-        try:
-            widths = tuple(int(w) for w in self.channels.split(","))
-        except ValueError:
-            widths = ()
-        if not 1 <= len(widths) <= 8 or not all(1 <= width <= 4096 for width in widths):
-            raise InvdiffError(
-                "channels must be one to eight numbers up to 4096 separated by commas, such as 64,128,160, "
-                f"got {shown(self.channels)}"
-            )
-        return widths
+        return _numbers("channels", self.channels)
 
     @property
     def excluded(self) -> list[str]:
         """`exclude` as a list."""
-        return _listed(self.exclude)
+        return listed(self.exclude)
 
 
-def _listed(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """``"64,128"`` as numbers of at least 1."""
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise InvdiffError(f"{name} must be numbers separated by commas, such as 64,128,160; got {text!r}")
+    return found
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
@@ -186,10 +209,18 @@ def train(
         raise InvdiffError(f"data must be a folder or zip of images, got {shown(data)}")
     if config.device != "auto":
         available_device(config.device)
-    cache = folder if config.cache else None
-    pictures, held_out = load_splits(
-        data, config.size, exclude=config.excluded, holdout=config.holdout, seed=config.seed, cache=cache
-    )
+    pictures: Tensor | Crops
+    if config.crops:
+        photos, names = load_photos(data, split="train", exclude=config.excluded)
+        pictures = Crops(photos, names, listed(config.turned), config.flips)
+        _, held_out = load_splits(
+            data, EVALUATED_SIZE, exclude=config.excluded, holdout=config.holdout, seed=config.seed
+        )
+    else:
+        cache = folder if config.cache else None
+        pictures, held_out = load_splits(
+            data, config.size, exclude=config.excluded, holdout=config.holdout, seed=config.seed, cache=cache
+        )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lru_cache.*")  # dynamo about diffusers' own code
         training = _Training(config, folder, pictures, held_out, Path(data).resolve().name)
@@ -204,22 +235,24 @@ def train(
 class _Training:
     """A training under way: two networks, an optimizer and a step count."""
 
-    def __init__(self, config: TrainingConfig, folder: Path, pictures: Tensor, held_out: Tensor, data: str) -> None:
+    def __init__(
+        self, config: TrainingConfig, folder: Path, pictures: Tensor | Crops, held_out: Tensor, data: str
+    ) -> None:
         self.config, self.folder, self.held_out, self.data = config, folder, held_out, data
         cuda = torch.cuda.is_available()
         self.device = torch.device(("cuda" if cuda else "cpu") if config.device == "auto" else config.device)
         self.half = config.precision == "bfloat16" or (config.precision == "auto" and native_bfloat16(self.device))
-        self.pictures = pictures if config.cache else pictures.to(self.device)
+        self.pictures = pictures if config.cache or isinstance(pictures, Crops) else pictures.to(self.device)
         torch.manual_seed(config.seed)
-        self.network = _network(config, config.name or folder.resolve().name).to(self.device).train()
+        self.network: HaarUNet | LocalUNet = (
+            _network(config, config.name or folder.resolve().name).to(self.device).train()
+        )
         if self.half:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.parameters: list[Tensor] = list(self.network.parameters())
         self.averages: list[Tensor] = list(self.average.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizers = _optimizers(config, self.network)
         compiles = config.compile == "yes" or (config.compile == "auto" and self.device.type == "cuda")
         self.forward: Any = torch.compile(self.network) if compiles else self.network
         levels = self.network.description.noise_schedule().alpha_bar[:-1]
@@ -234,8 +267,9 @@ class _Training:
     def fingerprint(self) -> str:
         """A hash of the images; of large collections, of every k-th."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.pictures, self.held_out):
-            digest.update(repr(tuple(part.shape)).encode())
+        shown = self.pictures.photos if isinstance(self.pictures, Crops) else self.pictures
+        for part in (shown, self.held_out):
+            digest.update(repr([len(part), tuple(part[0].shape)]).encode())
             for picture in part[:: max(1, len(part) // _HASHED)]:
                 digest.update(picture.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -272,11 +306,10 @@ class _Training:
         # Everything random in here comes from these two, both made anew for this step.
         torch.manual_seed(_mix(config.seed, step, "dropout"))
         draw = torch.Generator(self.device).manual_seed(_mix(config.seed, step, "batch"))
-        which = _batch(len(self.pictures), config.batch, step, config.seed).to(self.pictures.device)
-        x0 = _augment(self.pictures[which].to(self.device), config, draw).float() / 127.5 - 1
+        x0 = self.batch(draw).float() / 127.5 - 1
         strata = torch.arange(len(x0), device=self.device)
         u = (strata + torch.rand(len(x0), generator=draw, device=self.device, dtype=torch.float32)) / len(x0)
-        t = (u * self.T).long().clamp(max=self.T - 1)
+        t = (u**config.low_times * self.T).long().clamp(max=self.T - 1)
         noise = torch.randn(x0.shape, generator=draw, device=self.device, dtype=torch.float32)
         a, s = (level[t].reshape(-1, 1, 1, 1) for level in (self.signal, self.noise))
         target = {"epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0}[config.prediction]
@@ -287,17 +320,30 @@ class _Training:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             out = self.forward(x_t, t)
         loss = (self.weights[t] * (out.float() - target).square().mean((1, 2, 3))).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         gradient = nn.utils.clip_grad_norm_(self.parameters, config.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(config, step)
-        self.optimizer.step()
+        share = _learning_rate(config, step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+            optimizer.step()
+        if isinstance(self.network, LocalUNet):
+            self.network.balance()
         with torch.no_grad():
             keep = min(config.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(self.averages, self.parameters, 1 - keep)
         self.step += 1
         return loss.detach(), gradient
+
+    def batch(self, draw: torch.Generator) -> Tensor:
+        """The pictures of this step, uint8 (B, 3, H, W)."""
+        config, pictures = self.config, self.pictures
+        if isinstance(pictures, Crops):
+            place = torch.Generator().manual_seed(_mix(config.seed, self.step, "crops"))
+            return pictures.batch(config.batch * min(SIDES) ** 2, place).to(self.device)
+        which = _batch(len(pictures), config.batch, self.step, config.seed).to(pictures.device)
+        return _augment(pictures[which].to(self.device), config, draw)
 
     # ---- what is written -----------------------------------------------------------------------------------
 
@@ -312,7 +358,7 @@ class _Training:
                 f"training diverged before step {self.step}: the loss is {loss}. Take a smaller lr (now {self.config.lr:g}) or "
                 f"a longer warmup; the checkpoint in {self.folder} is from before"
             )
-        rate = _learning_rate(self.config, self.step - 1)
+        rate = self.config.lr * _learning_rate(self.config, self.step - 1)
         row = (self.step, self.seen, f"{loss:.6g}", f"{rate:.4g}", f"{gradient:.4g}", "", f"{self.seconds:.1f}")
         self.loss_sum.zero_()
         self.loss_steps = 0
@@ -324,13 +370,13 @@ class _Training:
 
     def checkpoint(self) -> None:
         """Held-out error, weights, plot, samples; the state to go on from last, when all else is in place."""
-        backbone = self.backbone()
+        backbone, average = self.backbone(), self.saved()
         self.error = evaluate(backbone, self.held_out)
         if not math.isfinite(self.error):
             raise DivergenceError(f"training diverged before step {self.step}: the held-out error is {self.error}")
         self._append((self.step, self.seen, "", "", "", f"{self.error:.6g}", f"{self.seconds:.1f}"))
-        self.average.description = replace(self.average.description, provenance=self.provenance())
-        self.average.save(self.folder, precision=self.config.store)
+        average.description = replace(average.description, provenance=self.provenance())
+        average.save(self.folder, precision=self.config.store)
         replace_file(self.folder / LOSS_PLOT, _loss_plot(read_log(self.folder)))
         if self.config.samples:
             sheet = io.BytesIO()
@@ -339,7 +385,7 @@ class _Training:
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "error": self.error,
@@ -378,7 +424,8 @@ class _Training:
             )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step, self.seconds, self.error = state["step"], state["seconds"], state["error"]
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
         rows = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
@@ -397,17 +444,28 @@ class _Training:
         }
 
     def backbone(self) -> NetworkBackbone:
-        return self.average.backbone(precision="bfloat16" if self.half else "float32")
+        return self.saved().backbone(precision="bfloat16" if self.half else "float32")
+
+    def saved(self) -> HaarUNet | LocalUNet:
+        """The averaged network as it is written: of a balanced one the average has shorter rows, so a balanced copy."""
+        if isinstance(self.average, HaarUNet):
+            return self.average
+        average = copy.deepcopy(self.average)
+        average.balance()
+        return average
 
 
-def _network(config: TrainingConfig, name: str) -> HaarUNet:
+def _network(config: TrainingConfig, name: str) -> HaarUNet | LocalUNet:
+    """The network of a configuration, new or with the weights of `init`."""
     description = Description(
         name=name,
-        image_shape=(3, config.size, config.size),
-        haar=config.haar,
+        image_shape=(3, None, None) if config.crops else (3, config.size, config.size),
+        haar=True if config.crops else config.haar,
         prediction=config.prediction,
         schedule=dict(DDPM),
     )
+    if config.crops:
+        return _local_network(config, description)
     if not config.init:
         return HaarUNet.new(
             description,
@@ -416,9 +474,7 @@ def _network(config: TrainingConfig, name: str) -> HaarUNet:
             attention=config.attention,
             dropout=config.dropout,
         )
-    folder = Path(config.init).expanduser()
-    if not (folder / DESCRIPTION).is_file() and (EMBEDDED / config.init / DESCRIPTION).is_file():
-        folder = EMBEDDED / config.init
+    folder = _first_folder(config.init)
     first = HaarUNet.load(folder)
     if first.description.haar != config.haar:
         raise InvdiffError(f"init: {folder} was trained with haar={first.description.haar}, not {config.haar}")
@@ -426,6 +482,52 @@ def _network(config: TrainingConfig, name: str) -> HaarUNet:
         if isinstance(module, nn.Dropout):
             module.p = config.dropout
     return HaarUNet(first.unet, description)
+
+
+def _first_folder(init: str) -> Path:
+    """The folder that `init` names: a path, or an embedded backbone."""
+    folder = Path(init).expanduser()
+    embedded = EMBEDDED / init
+    return embedded if not (folder / DESCRIPTION).is_file() and (embedded / DESCRIPTION).is_file() else folder
+
+
+def _local_network(config: TrainingConfig, description: Description) -> LocalUNet:
+    if not config.init:
+        return LocalUNet(config.widths, config.depths, description=description)
+    first = LocalUNet.load(_first_folder(config.init))
+    if (first.widths, first.blocks) != (config.widths, config.depths):
+        raise InvdiffError(
+            f"init: {config.init} has channels {list(first.widths)} and blocks {list(first.blocks)}, not those asked for"
+        )
+    first.description = description
+    return first
+
+
+def _optimizers(config: TrainingConfig, network: HaarUNet | LocalUNet) -> list[torch.optim.Optimizer]:
+    """What changes the weights; every group has its ``peak`` learning rate.
+
+    Of a balanced network the steps are shares of a weight: Muon for the convolutions between features, Adam for the rest.
+    """
+    if isinstance(network, HaarUNet):
+        adam = torch.optim.AdamW(
+            network.parameters(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        )
+        adam.param_groups[0]["peak"] = config.lr
+        return [adam]
+    inner, outer = [], [{"params": [network.scale], "peak": config.lr}]
+    ends = (network.enter, network.leave)
+    for layer, inputs in network.balanced():
+        if config.muon and layer not in ends:
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            group = {"magnitude": layer.magnitude, "transposed": transposed, "peak": config.muon}
+            inner.append({"params": [layer.weight], **group})
+        else:
+            outer.append({"params": [layer.weight], "peak": config.lr * layer.magnitude / inputs**0.5})
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            outer.append({"params": [module.weight], "peak": config.lr / module.in_features**0.5})
+    rest = torch.optim.Adam(outer, lr=config.lr, betas=(0.9, config.beta2), eps=1e-10, fused=True)
+    return [rest, Muon(inner, config.muon)] if inner else [rest]
 
 
 def _weights(config: TrainingConfig, levels: Tensor) -> Tensor:
@@ -438,10 +540,11 @@ def _weights(config: TrainingConfig, levels: Tensor) -> Tensor:
 
 
 def _learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to `final_lr` of it."""
+    """Share of the peak: linear warm-up, from `decay_from` on half a cosine down to `final_lr`."""
     done = min(1.0, step * config.batch / config.images)
+    done = max(0.0, done - config.decay_from) / (1 - config.decay_from)
     cosine = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr * cosine * min(1.0, (step + 1) / max(1, config.warmup))
+    return cosine * min(1.0, (step + 1) / max(1, config.warmup))
 
 
 def _mix(seed: int, step: int, role: str) -> int:
@@ -476,154 +579,6 @@ def _augment(x: Tensor, config: TrainingConfig, draw: torch.Generator) -> Tensor
     return x
 
 
-# ---- measuring --------------------------------------------------------------------------------------------------
-
-
-def evaluate(backbone: Backbone, images: Tensor, *, batch: int = 32) -> float:
-    """Mean squared error of the predicted noise on a fixed draw: how good a backbone is, whatever it predicts.
-
-    The first 128 images (all, if fewer), image i at the level of DDPM's linear schedule at ``t_i``, with ``t`` evenly
-    from 20 to 980, and standard normal noise from a generator with seed 0. A backbone with another schedule is asked at
-    the nearest level that it has. 1 is what predicting zero gives.
-
-    Args:
-        backbone: any.
-        images: (N, C, H, W), uint8 or in model range; held out from its training.
-        batch: images per call.
-
-    Raises:
-        InvdiffError: no images, or of a shape that the backbone wasn't made for.
-    """
-    images = _floats(images)
-    if len(images) == 0 or tuple(images.shape[1:]) != tuple(backbone.image_shape):
-        raise InvdiffError(
-            f"images must be (N, {', '.join(map(str, backbone.image_shape))}), got {tuple(images.shape)}"
-        )
-    x0 = images[:EVALUATED].to(backbone.device, backbone.dtype)
-    drawn = torch.randn(EVALUATED, *x0.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    noise = drawn[: len(x0)].to(x0)
-    linear = NoiseSchedule.linear(1000)
-    t = torch.linspace(20, 980, len(x0), dtype=torch.float32).round().long()
-    schedule = backbone.schedule
-    if len(schedule) != len(linear) or not torch.equal(schedule.alpha_bar, linear.alpha_bar):
-        t = torch.tensor([schedule.nearest(linear.alpha_bar_at(int(i))) for i in t])
-    errors = []
-    with torch.inference_mode():
-        for i in range(0, len(x0), batch):
-            part = slice(i, i + batch)
-            a = schedule.alpha_bar[t[part]].to(x0).reshape(-1, *[1] * (x0.ndim - 1))
-            eps = backbone.predict(a.sqrt() * x0[part] + (1 - a).sqrt() * noise[part], t[part]).eps
-            errors.append((eps.double() - noise[part].double()).square().flatten(1).mean(1))
-    return float(torch.cat(errors).mean())
-
-
-def evaluate_on(
-    backbone: str | Path | Backbone,
-    data: str | Path,
-    *,
-    size: int | None = None,
-    exclude: str | Sequence[str] = (),
-    holdout: float | None = None,
-    seed: int = 0,
-    precision: str = "auto",
-) -> float:
-    """Held-out error of a backbone on the images of a folder or zip, see `evaluate`.
-
-    These are the ones under ``val``. Without such a folder they are those that the training held out, if the backbone
-    was trained on a folder or zip of this name; else the first 128, with a warning.
-
-    Args:
-        backbone: name, folder or `Backbone`.
-        data: folder or zip.
-        size: height and width to read the images at; the backbone's own by default.
-        exclude: names or patterns to leave out; in a string, separated by commas.
-        holdout: fraction that the training held out, and
-        seed: its seed, where the data has no ``val`` folder and the backbone doesn't know them.
-        precision: of the network.
-
-    Raises:
-        InvdiffError: no images, or of a size that the backbone wasn't made for.
-    """
-    loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, precision=precision)
-    height, width = loaded.image_shape[-2:]
-    if height != width:
-        raise InvdiffError(
-            f"images are read as squares, {loaded.name} takes {height}x{width}; pass a tensor to evaluate()"
-        )
-    left_out = _listed(exclude) if isinstance(exclude, str) else list(exclude)
-    description = getattr(getattr(loaded, "module", None), "description", None)
-    if description is not None and holdout is None and description.provenance.get("data") == Path(data).resolve().name:
-        recipe = description.provenance.get("recipe", {})
-        holdout, seed = recipe.get("holdout"), recipe.get("seed", seed)
-        left_out = left_out or _listed(recipe.get("exclude", ""))
-    pixels = size or height
-    if has_split(data, "val", exclude=left_out):
-        images, _ = load_images(data, pixels, split="val", exclude=left_out, limit=EVALUATED)
-    elif holdout is not None:
-        _, images = load_splits(data, pixels, exclude=left_out, holdout=holdout, seed=seed)
-    else:
-        images, _ = load_images(data, pixels, exclude=left_out, limit=EVALUATED)
-        text = f"{data} has no val folder: its first {len(images)} images are taken as held out"
-        warnings.warn(text, InvdiffWarning, stacklevel=2)
-    return evaluate(loaded, images)
-
-
-def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float = 0.0, seed: int = 0) -> Tensor:
-    """Images from the prior, uncurated: (n, C, H, W), clamped to model range.
-
-    DDIM (Song et al., 2021, eq. 12); ``eta=1`` is ancestral sampling. The clean estimate is clipped at every step.
-
-    Args:
-        backbone: any.
-        n: how many.
-        steps: network calls, 1..T.
-        eta: share of the ancestral noise, 0..1.
-        seed: of the starting noise and of every step's.
-    """
-    short = backbone.on(backbone.schedule.respaced(steps))
-    draw = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
-        x = torch.randn(n, *backbone.image_shape, generator=draw, dtype=torch.float32).to(
-            backbone.device, backbone.dtype
-        )
-        for t in reversed(range(steps)):
-            a, a_s = short.schedule.alpha_bar_at(t), short.schedule.alpha_bar_at(t - 1)
-            x0 = short.predict(x, t).x0.clamp(-1, 1)
-            eps = (x - a**0.5 * x0) / (1 - a) ** 0.5
-            sigma = eta * ((1 - a_s) / (1 - a) * (1 - a / a_s)) ** 0.5
-            x = a_s**0.5 * x0 + max(0.0, 1 - a_s - sigma**2) ** 0.5 * eps
-            if sigma > 0:
-                x = x + sigma * torch.randn(x.shape, generator=draw, dtype=torch.float32).to(x)
-    return x.clamp(-1, 1).cpu()
-
-
-def nearest_neighbours(samples: Tensor, images: Tensor, *, count: int = 1, size: int = 16) -> tuple[Tensor, Tensor]:
-    """The nearest images of each sample by pixel distance, mirrored too: has a model memorised its training set?
-
-    Args:
-        samples: (N, C, H, W), uint8 or in model range.
-        images: (M, C, H, W), likewise.
-        count: how many neighbours.
-        size: both are averaged down to this height and width first (or to their own, where that is smaller).
-
-    Returns:
-        Numbers of the images, long (N, count), nearest first, and the root-mean-square distance in model range, (N, count).
-
-    Raises:
-        InvdiffError: shapes that differ, or fewer images than neighbours.
-    """
-    if samples.shape[1:] != images.shape[1:]:
-        raise InvdiffError(f"samples {tuple(samples.shape)} and images {tuple(images.shape)} must be of one shape")
-    if not 1 <= count <= len(images):
-        raise InvdiffError(f"count must be 1 to {len(images)}, the number of images; got {count}")
-    size = min(size, *images.shape[-2:])
-    small = torch.cat([F.adaptive_avg_pool2d(_floats(part), size) for part in images.split(1024)])
-    queries = F.adaptive_avg_pool2d(_floats(samples), size).flatten(1)
-    straight, mirrored = (torch.cdist(queries, s.flatten(1)) for s in (small, small.flip(-1)))
-    distance, index = torch.minimum(straight, mirrored).topk(count, largest=False)
-    return index, distance / queries.shape[1] ** 0.5
-
-
 def read_log(folder: str | Path) -> dict[str, list[tuple[int, float]]]:
     """The log of a training: ``"loss"`` and ``"error"`` (held out), each a list of (images seen, value)."""
     with (Path(folder) / LOG).open(newline="", encoding="utf-8") as file:
@@ -646,11 +601,6 @@ def _loss_plot(log: dict[str, list[tuple[int, float]]]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
-
-
-def _floats(images: Tensor) -> Tensor:
-    """Model range."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 @contextmanager
