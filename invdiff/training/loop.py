@@ -158,13 +158,15 @@ class TrainingConfig:
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
-    """``"64,128"`` as numbers of at least 1."""
+    """``"64,128"`` as numbers."""
     try:
         found = tuple(int(word) for word in text.split(","))
     except ValueError:
         found = ()
-    if not found or min(found) < 1:
-        raise InvdiffError(f"{name} must be numbers separated by commas, such as 64,128,160; got {text!r}")
+    if not 1 <= len(found) <= 8 or not all(1 <= number <= 4096 for number in found):
+        raise InvdiffError(
+            f"{name} must be one to eight numbers up to 4096 separated by commas, such as 64,128,160, got {shown(text)}"
+        )
     return found
 
 
