@@ -13,7 +13,7 @@ from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.memory import free_memory, out_of_memory
 
 MODEST = 2**19
-"""Numbers in the first batch at most: 42 images of 64x64, 2 of 256x256. A processor gains nothing from more."""
+"""Numbers in the first batch at most: 42 images of 64x64, 2 of 256x256. A CPU gains nothing from more."""
 
 LARGEST = 2**24
 """Numbers in any batch on a GPU."""

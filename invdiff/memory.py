@@ -17,7 +17,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 def keep_freed_memory(limit: int = 2**30) -> bool:
     """Let this process keep memory that it freed, up to `limit` bytes, instead of handing it back to the system.
 
-    On Linux a network that runs on the processor frees its activations at the end of every call, glibc gives them back,
+    On Linux a network that runs on the CPU frees its activations at the end of every call, glibc gives them back,
     and the next call has the kernel clear them all anew: a tenth of the time of a gradient sampler on a batch of eight.
     The setting holds for the whole process, so a library should not choose it for you: the command line does, a program
     of yours may call this before its first `solve`.

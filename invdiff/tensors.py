@@ -9,7 +9,7 @@ def weighted_sum(first: tuple[float | Tensor, Tensor], *others: tuple[float | Te
     """``w_1 x_1 + w_2 x_2 + ...`` of the pairs (w, x), in one new tensor.
 
     Written as Python arithmetic every product and every sum takes memory of its own, and for a batch that no longer fits
-    into the processor's cache a step spends its time there. Differentiable in the x.
+    into the CPU's cache a step spends its time there. Differentiable in the x.
 
     Args:
         first: a weight (a number, or a tensor that broadcasts to the x) and a tensor.

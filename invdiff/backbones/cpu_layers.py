@@ -1,4 +1,4 @@
-"""Layers that eager PyTorch runs slowly in bfloat16 on a processor, in a form that it runs fast.
+"""Layers that eager PyTorch runs slowly in bfloat16 on a CPU, in a form that it runs fast.
 
 They take a fifth to three tenths off a call of the embedded network, with and without a gradient, without compiling anything.
 In float32 there is little to gain, and the network stays what its author wrote, to the last bit.
@@ -47,9 +47,9 @@ def _pack(layer: nn.Module) -> None:
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether packed layers of this data type run on this processor and compute what the plain ones do in float32.
+    """Whether packed layers of this data type run on this CPU and compute what the plain ones do in float32.
 
-    Asked of a tiny layer of each kind, forward and, for the convolution, backward; once per process. What the processor
+    Asked of a tiny layer of each kind, forward and, for the convolution, backward; once per process. What the CPU
     says of itself does not tell: the operations may be missing, refuse the data type, or be held back by
     ``ONEDNN_MAX_CPU_ISA``.
     """
@@ -113,13 +113,13 @@ class _Packs(nn.Module):
 
 
 class Conv2d(_Packs, nn.Conv2d):
-    """`torch.nn.Conv2d` whose weights are put in the processor's order once, at the first call.
+    """`torch.nn.Conv2d` whose weights are put in the CPU's order once, at the first call.
 
-    The vector-Jacobian product of a convolution with stride 1 is a convolution too, with the weights turned round, which
+    The vector-Jacobian product of a convolution with stride 1 is a convolution too, with the weights transposed, which
     are kept in that order likewise. Others are left to PyTorch where a gradient is wanted.
     """
 
-    _packed: tuple[Tensor | None, Tensor | None] = (None, None)  # forward, and turned round
+    _packed: tuple[Tensor | None, Tensor | None] = (None, None)  # forward, and transposed
 
     def forward(self, x: Tensor) -> Tensor:
         ready = x.dtype == self.weight.dtype and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
@@ -167,7 +167,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class Linear(_Packs, nn.Linear):
-    """`torch.nn.Linear` with the weights in the processor's order, where no gradient is wanted."""
+    """`torch.nn.Linear` with the weights in the CPU's order, where no gradient is wanted."""
 
     _packed: Tensor | None = None
 

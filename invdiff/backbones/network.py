@@ -30,9 +30,9 @@ _DTYPES = re.compile("dtype|scalar type|bias type|BFloat16|Half", re.IGNORECASE)
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
-    """Whether the processor or GPU multiplies bfloat16 matrices in hardware.
+    """Whether the CPU or GPU multiplies bfloat16 matrices in hardware.
 
-    A processor has to say so, and the layers made for it have to run (`cpu_layers.can_pack`).
+    A CPU has to say so, and the layers made for it have to run (`cpu_layers.can_pack`).
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -46,7 +46,7 @@ def native_bfloat16(device: torch.device | str) -> bool:
 def automatic_dtype(device: torch.device | str) -> torch.dtype:
     """What ``precision="auto"`` means for a module on `device`: the fastest data type that its hardware multiplies.
 
-    bfloat16 on processors that have it and on NVIDIA GPUs from Ampere on (compute capability 8.0); float16 on those with
+    bfloat16 on CPUs that have it and on NVIDIA GPUs from Ampere on (compute capability 8.0); float16 on those with
     tensor cores before (7.0 and 7.5); float32 elsewhere.
     """
     device = torch.device(device)
@@ -106,7 +106,7 @@ class NetworkBackbone(Backbone):
         precision: of the network: ``"auto"`` (for modules, bfloat16 where the hardware has it, float16 on NVIDIA's Volta and
             Turing, else float32; for other callables float32), ``"float32"``, ``"tf32"`` (float32 whose products an NVIDIA GPU
             from Ampere on rounds to 10 bits of mantissa; float32 elsewhere), ``"bfloat16"``, ``"float16"``. Any of them runs
-            anywhere, though 16 bits are slow on a processor without them. The state x_t is float32 in every case.
+            anywhere, though 16 bits are slow on a CPU without them. The state x_t is float32 in every case.
             A module that cannot run in what "auto" chose runs in float32, with a warning.
         compile: wrap the module in `torch.compile`: the first call takes a minute or more. Each batch size is compiled
             for itself, up to four; further ones run uncompiled, with a warning.
