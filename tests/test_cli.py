@@ -69,7 +69,11 @@ def test_samples_options_and_the_other_way_round(photo, invdiff):
         cwd=photo,
     )
     assert "25 % of the pixels are known" in out and "two-0.png, two-1.png" in out
-    assert (photo / "f.png").exists() and Image.open(photo / "a.gif").n_frames > 3
+    assert Image.open(photo / "f.png").width > 500 and Image.open(photo / "a.gif").n_frames > 3
+    given, known = np.asarray(chelsea64()), ~iv.make_mask("box", 64).numpy()
+    one, two = (np.asarray(Image.open(photo / f"two-{i}.png")) for i in range(2))
+    assert np.array_equal(one[known], given[known]) and np.array_equal(two[known], given[known])
+    assert not np.array_equal(one, two)
 
 
 def test_colorization_of_a_grey_picture(photo, invdiff):
@@ -252,8 +256,12 @@ def test_lists_and_help(photo, invdiff):
 
 
 def test_sample_draws_from_the_prior(photo, invdiff):
-    invdiff("sample", "-n", 2, "--steps", 3, "-o", "s.png", cwd=photo)
-    assert (photo / "s-1.png").exists()
+    invdiff("sample", "-n", 2, "--steps", 3, "-o", "s.png", "--precision", "float32", cwd=photo)
+    wanted = iv.sample("cats64", 2, steps=3, precision="float32").images
+    for i, image in enumerate(wanted):
+        written = np.asarray(Image.open(photo / f"s-{i}.png"), int)
+        assert np.abs(written - np.asarray(image, int)).max() <= 1
+    assert np.abs(np.asarray(wanted[0], int) - np.asarray(wanted[1], int)).max() > 50
 
 
 def test_the_command_itself_answers_and_fails_with_a_status(photo):
@@ -261,3 +269,28 @@ def test_the_command_itself_answers_and_fails_with_a_status(photo):
         [sys.executable, "-m", "invdiff", "solve", "gone.png"], capture_output=True, text=True, cwd=photo
     )
     assert done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_does_not_take_what_was_computed(photo, invdiff, monkeypatch):
+    """The disk fills up during the run: the restoration is put where there is room, and the message says where."""
+    from invdiff import fitting
+
+    write, tried = fitting.save, []
+
+    def full_once(answer, output, placed):
+        tried.append(output)
+        if len(tried) == 1:
+            raise OSError(28, "No space left on device", str(output))
+        return write(answer, output, placed)
+
+    monkeypatch.setattr(fitting, "save", full_once)
+    out = invdiff("solve", "photo.png", "--mask", "half", "--steps", 2, "-o", "lost.png", cwd=photo, ok=False)
+    assert "No space left" in out and "is kept in" in out and tried[1].name in out
+    assert not (photo / "lost.png").exists() and Image.open(tried[1]).size == (64, 64)
+
+
+def test_a_reader_that_has_had_enough_is_no_error(photo):
+    done = subprocess.run(
+        f"{sys.executable} -m invdiff list samplers | head -n 1", shell=True, capture_output=True, text=True, cwd=photo
+    )
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
+from functools import cache
 
 import pytest
 import torch
-from conftest import FEW_STEPS, SHAPE, operators
+from conftest import FEW_STEPS, SHAPE, gaussian_backbone, operators
 
 import invdiff as iv
 from invdiff import InvdiffError, solve
@@ -25,23 +26,65 @@ def quiet_solve(*args, **kwargs):
 # ---- the matrix -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", FEW_STEPS)
+MATRIX = {**FEW_STEPS, "dps": {"steps": 12, "scale": 2.0}}  # at the papers' scale a dozen steps don't reach y
+
+FAR = {("ddnm+", "nearest"), ("ddrm", "nearest"), ("pigdm", "nearest")}
+"""With noise in every 16th pixel and a dozen steps, what these see of the posterior mean is mostly the prior's."""
+
+
+@cache
+def measured(name: str, sigma_y: float) -> tuple[iv.LinearOperator, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An operator, a measurement of four draws from the prior, and the exact posterior's mean and standard deviation."""
+    prior = gaussian_backbone()
+    A = operators(4)[name]
+    y = A.measure(prior.prior_sample(4, seed=1).float(), sigma_y, seed=0)
+    exact = [prior.posterior(A[i], y[i : i + 1], sigma_y) for i in range(4)]
+    mean, variance = (torch.stack([getattr(p, k).reshape(SHAPE) for p in exact]) for k in ("mean", "variance"))
+    return A, y, mean.float(), variance.float().sqrt()
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def judge(sampler: str, name: str, sigma_y: float, x: torch.Tensor) -> None:
+    """A x = y where that is promised. Elsewhere a bound on the distance from the exact posterior: of what y sees, in units of
+    its mean (1 for an image of zeros), and of the image, in units of its spread (1 for exact draws).
+    """
+    A, y, mean, std = measured(name, sigma_y)
+    cls = sampler_class(sampler)
+    if sigma_y == 0 and (cls.consistent or sampler == "ddrm"):
+        assert rms(A(x) - y) < 1e-3
+    else:
+        assert rms(A(x - mean)) < (0.9 if (sampler, name) in FAR else 0.65) * rms(A(mean))
+    if sigma_y == 0 or cls.handles_noise:  # the others leave the noise of y in the image, and say so
+        assert rms(x - mean) < max(2.8 * rms(std), 0.4 * rms(mean))
+
+
+@pytest.mark.parametrize("sampler", MATRIX)
 @pytest.mark.parametrize("name", list(operators(1)))
-def test_every_sampler_solves_with_every_operator(sampler, name, gaussian, clean):
-    for batch in (1, 4):
-        for sigma_y in (0.0, 0.05):
-            A = operators(batch)[name]
-            y = A.measure(clean[:batch], sigma_y, seed=0)
-            s = quiet_solve(A, y, sampler, backbone=gaussian, sigma_y=sigma_y, **FEW_STEPS[sampler])
-            assert s.x.shape == (batch, *SHAPE)
-            assert torch.isfinite(s.x).all()
-            misfit = (A(s.x) - y).square().mean().sqrt()
-            exact = sampler_class(sampler).consistent or sampler == "ddrm"
-            if exact and sigma_y == 0:
-                assert misfit < 1e-3
-            else:
-                nothing = A(torch.zeros_like(clean[:batch])) - y
-                assert misfit < 1.05 * nothing.square().mean().sqrt() + 0.02
+@pytest.mark.parametrize("sigma_y", [0.0, 0.05])
+def test_every_sampler_solves_with_every_operator(sampler, name, sigma_y, gaussian):
+    A, y, mean, _ = measured(name, sigma_y)
+    x = quiet_solve(A, y, sampler, backbone=gaussian, sigma_y=sigma_y, **MATRIX[sampler]).x
+    assert x.shape == mean.shape
+    judge(sampler, name, sigma_y, x)
+
+
+def test_an_image_of_zeros_passes_no_case_of_the_matrix():
+    for sampler, name, sigma_y in itertools.product(MATRIX, operators(1), (0.0, 0.05)):
+        with pytest.raises(AssertionError):
+            judge(sampler, name, sigma_y, torch.zeros(4, *SHAPE))
+
+
+@pytest.mark.parametrize("sampler", MATRIX)
+def test_one_image_is_solved_as_in_a_batch_with_every_operator(sampler, gaussian):
+    for name in operators(1):
+        A, y, _, _ = measured(name, 0.05)
+        options = {"backbone": gaussian, "sigma_y": 0.05, **MATRIX[sampler]}
+        batch = quiet_solve(A, y, sampler, seed=[5, 6, 7, 8], **options).x
+        alone = quiet_solve(A[2], y[2:3], sampler, seed=7, **options).x
+        assert torch.allclose(alone[0], batch[2], atol=1e-4), name
 
 
 @pytest.mark.parametrize("sampler", ["repaint", "ddnm", "mcg", "replacement"])
