@@ -17,9 +17,10 @@ class Seen:
     """What A sees of every row, in orthonormal coordinates: ``z = V^T x + noise``, the noise of variance ``sigma_y^2 / s^2``.
 
     Attributes:
-        directions: V, (B, d, m); zero columns where a row of the batch has fewer than another.
+        directions: V, (B, d, m), orthonormal columns; where a row of the batch sees fewer of them than another, some of no
+            meaning, whose noise drowns all.
         z: (B, m), measured.
-        noise: (B, m), variances; 1 for the columns that are zero.
+        noise: (B, m), variances.
     """
 
     directions: Tensor
@@ -39,8 +40,8 @@ class Seen:
         safe = torch.where(seen, values, 1.0)
         y = problem.y.double().flatten(1).to(left.device)
         z = torch.where(seen, (left.mT @ y[..., None]).squeeze(-1) / safe, 0.0)
-        noise = torch.where(seen, (problem.sigma_y / safe) ** 2, 1.0).expand_as(z)
-        directions = torch.where(seen[..., None, :], right.mT, 0.0).expand(len(y), -1, -1)
+        noise = torch.where(seen, (problem.sigma_y / safe) ** 2, 1e12).expand_as(z)
+        directions = right.mT.expand(len(y), -1, -1)
         place = problem.y.device
         return cls(directions.to(place, dtype), z.to(place, dtype), noise.to(place, dtype))
 
@@ -91,8 +92,8 @@ class LocalGaussian:
         B = columns(V)
         off = B - V @ (V.mT @ B)
         scale = off.abs().amax((1, 2), keepdim=True)
-        Q, _ = torch.linalg.qr(torch.cat([V, off / torch.where(scale > 0, scale, 1.0)], -1))
-        CQ = columns(Q)
+        Q, R = torch.linalg.qr(torch.cat([V, off / torch.where(scale > 0, scale, 1.0)], -1))
+        CQ = torch.cat([B * R.diagonal(dim1=1, dim2=2)[:, None, :m], columns(Q[..., m:])], -1)  # Q begins with V or -V
         spectrum, rotation = torch.linalg.eigh((Q.mT @ CQ + CQ.mT @ Q) / 2)
         sign = torch.where(probe < 0, -1.0, 1.0).to(mean)
         sign = sign - (Q @ (Q.mT @ sign[..., None])).squeeze(-1)

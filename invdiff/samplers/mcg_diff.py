@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -37,14 +37,18 @@ class MCGDiff(ParticleSampler):
         x_u   = mu + K (sqrt(a_u) A^+ y - mu) + sqrt(K V_u) n                                            known at u or before
         x_u   = mu + c1 n                                                                                the others
 
-    after resampling by w. All of it are spectral filters of A^T A, so any linear operator will do.
+    after resampling by w. All of it are spectral filters of A^T A, so any linear operator will do. What is conditioned on is
+    that a coordinate was ``sqrt(a) A^+ y`` at its time tau, which says what y says; the authors' code compares with y again at
+    the end, which counts it twice (`as_code`).
     """
 
     steps: int = option(100, "times kept of the schedule", low=2)
     eta: float = option(1.0, "share of fresh noise of DDIM's step", low=0)
     kappa: float = option(1e-4, "variance left at the time where a coordinate is known", low=0, high=1)
-    ending: str = option(
-        "x0", "the clean image, or the state before the last network call (the authors' code)", choices=("x0", "state")
+    as_code: bool = option(
+        False,
+        "as the authors' code: potentials are divided out again once a coordinate's time is passed, y is compared with A x at the "
+        "end once more, and the result is the state before the last network call",
     )
 
     handles_noise: ClassVar[bool] = True
@@ -61,7 +65,7 @@ class MCGDiff(ParticleSampler):
 
     def path(self, schedule: NoiseSchedule) -> list[int]:
         times = plain(len(schedule))
-        return times if self.ending == "x0" else times[:-1]
+        return times[:-1] if self.as_code else times
 
     def first_state(self, problem: Problem, backbone: Backbone, t: int, noise: Draw) -> Tensor:
         """A draw from N(0, I) times the first potential."""
@@ -87,44 +91,48 @@ class MCGDiff(ParticleSampler):
             return prediction.x0, prediction.eps
 
         x0, eps = by_chunks(x_t, backbone, evaluate)
-        if "potential" not in cloud.carried:  # of the first state, which was drawn with it
-            cloud.carried["potential"] = self._potential(x_t, t, 0.0, problem, schedule)
         if s < 0:
             return x0, x0
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
         mu = weighted_sum((a_s**0.5, x0), (c2, eps))
         filters = self._filters(problem, schedule, s)
-        n, before = noise("step"), cloud.carried["potential"]
-        guided = A.gram_filter(filters.known, mu).flatten(1).any(1)  # an image with known coordinates at s
-        cloud.weigh(torch.where(guided, self._potential(mu, s, c1**2, problem, schedule) - before, 0.0))
+        ahead = self._potential(mu, filters, a_s, c1**2, problem)
+        if self.as_code:
+            # An image where nothing is known at s any more keeps its last potential until the end.
+            guided = A.gram_filter(filters.known, mu).flatten(1).any(1)
+            before = self._potential(x_t, self._filters(problem, schedule, t), a_t, 0.0, problem) if k == 0 else None
+            before = cloud.carried["potential"] if before is None else before
+            cloud.carried["potential"] = before
+            cloud.weigh(torch.where(guided, ahead - before, 0.0))
+        else:
+            cloud.weigh(ahead - self._potential(x_t, filters.seen_from(t), a_t, 0.0, problem))
         mu, x0 = cloud.resample(k, mu, x0)
 
         def gain(values: Tensor) -> Tensor:
             return filters.known(values) * c1**2 / (c1**2 + filters.V(values))
 
+        n = noise("step")
         x = weighted_sum((1.0, mu), (c1, n))
         x += A.gram_filter(gain, a_s**0.5 * problem.pinv_y - mu)
         x += A.gram_filter(lambda values: filters.known(values) * ((gain(values) * filters.V(values)) ** 0.5 - c1), n)
-        after = self._potential(x, s, 0.0, problem, schedule)
-        cloud.carried["potential"] = torch.where(guided, after, cloud.carried["potential"])
+        if self.as_code:
+            guided = A.gram_filter(filters.known, x).flatten(1).any(1)
+            after = self._potential(x, filters, a_s, 0.0, problem)
+            cloud.carried["potential"] = torch.where(guided, after, cloud.carried["potential"])
         return x, x0
 
     def last_weights(self, x: Tensor, problem: Problem, backbone: Backbone, cloud: Population) -> Tensor:
-        cloud.weigh(-cloud.carried["potential"])
-        residual = problem.y - problem.operator(x)
-        if problem.sigma_y > 0:
-            cloud.weigh(-0.5 * inner(residual, residual) / problem.sigma_y**2)
-        elif self.ending == "x0":  # the model's last step, of variance (1 - a) / a, where it meets y
-            a = backbone.schedule.alpha_bar_at(0)
-            away = problem.operator.pinv(residual)
-            cloud.weigh(-0.5 * inner(away, away) * a / (1 - a))
-            x = problem.replace_known(x)
-        return x
+        if self.as_code:
+            cloud.weigh(-cloud.carried["potential"])
+            if problem.sigma_y > 0:
+                residual = problem.y - problem.operator(x)
+                cloud.weigh(-0.5 * inner(residual, residual) / problem.sigma_y**2)
+            return x
+        return x if problem.sigma_y > 0 else problem.replace_known(x)
 
-    def _potential(self, x: Tensor, t: int, variance: float, problem: Problem, schedule: NoiseSchedule) -> Tensor:
-        """``- |x - sqrt(a_t) A^+ y|^2 / 2 (V_t + variance)`` over the coordinates known at t or before, (B,)."""
-        filters = self._filters(problem, schedule, t)
-        away = x - schedule.alpha_bar_at(t) ** 0.5 * problem.pinv_y
+    def _potential(self, x: Tensor, filters: _Filters, level: float, variance: float, problem: Problem) -> Tensor:
+        """``- |x - sqrt(a) A^+ y|^2 / 2 (V + variance)`` over the known coordinates, (B,)."""
+        away = x - level**0.5 * problem.pinv_y
 
         def weight(values: Tensor) -> Tensor:
             return filters.known(values) / (filters.V(values) + variance)
@@ -132,17 +140,22 @@ class MCGDiff(ParticleSampler):
         return -0.5 * inner(away, linear(self.name, problem).gram_filter(weight, away))
 
     def _filters(self, problem: Problem, schedule: NoiseSchedule, t: int) -> _Filters:
-        return _Filters(schedule.alpha_bar[: len(schedule)], problem.sigma_y, self.kappa, t)
+        return _Filters(schedule.alpha_bar[: len(schedule)], problem.sigma_y, self.kappa, t, t)
 
 
 @dataclass(frozen=True)
 class _Filters:
-    """Which coordinates are known at time t and how well, as functions of the squared singular value."""
+    """Which coordinates are known at `time` or before, and how well at time t, as functions of the squared singular value."""
 
     levels: Tensor
     sigma_y: float
     kappa: float
+    time: int
     t: int
+
+    def seen_from(self, t: int) -> _Filters:
+        """The same coordinates, how well they are known at t."""
+        return replace(self, t=t)
 
     def _tau(self, values: Tensor) -> Tensor:
         """The time at which a coordinate has the measurement's noise."""
@@ -150,7 +163,7 @@ class _Filters:
         return (self.sigma_y**2 * levels - (1 - levels) * values[..., None]).abs().argmin(-1)
 
     def known(self, values: Tensor) -> Tensor:
-        return ((values > 0) & (self._tau(values) <= self.t)).to(values.dtype)
+        return ((values > 0) & (self._tau(values) <= self.time)).to(values.dtype)
 
     def V(self, values: Tensor) -> Tensor:
         level = self.levels.to(values.device, values.dtype)

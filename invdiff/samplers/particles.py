@@ -51,7 +51,7 @@ def multinomial(weights: Tensor, u: Tensor) -> Tensor:
 
 
 def _ancestors(weights: Tensor, positions: Tensor) -> Tensor:
-    found = torch.searchsorted(weights.cumsum(-1), positions.contiguous())
+    found = torch.searchsorted(weights.cumsum(-1), positions.clamp_min(1e-300).contiguous())  # not one of no weight
     return found.clamp_(max=weights.shape[-1] - 1)
 
 
