@@ -19,20 +19,22 @@ from typing import Any
 
 import torch
 
-from invdiff import InvdiffWarning, solve
+from invdiff import InvdiffWarning, LinearOperator, Mask, MatrixOperator, solve
 from invdiff.bench.posterior.distances import total_variation
-from invdiff.bench.posterior.truth import Problem, Setting
+from invdiff.bench.posterior.reference import Exact
 from invdiff.files import atomic_write
+from invdiff.operators.matrix import random_matrix
+from invdiff.priors.named import PRIORS
 
-TASKS: tuple[tuple[str, str, str, float, int, int], ...] = (  # name, prior, operator, sigma_y, measurements, samples
-    ("gmm25-8-random", "gmm25-8", "random-1", 0.0, 4, 500),
-    ("gmm25-8-random", "gmm25-8", "random-1", 0.05, 4, 500),
-    ("gmm25-8-random", "gmm25-8", "random-1", 0.5, 4, 500),
-    ("gmm25-8-mask", "gmm25-8", "mask-first-1", 0.05, 4, 500),
-    ("two-modes-mask", "two-modes16", "mask-first-14", 0.0, 4, 500),
-    ("two-modes-mask", "two-modes16", "mask-first-14", 0.1, 4, 500),
-    ("gmm25-80-random", "gmm25-80", "random-2", 0.05, 4, 500),
-    ("gmm25-800-random", "gmm25-800", "random-4", 0.05, 2, 200),
+TASKS: tuple[tuple[str, str, int, float, int, int], ...] = (  # name, prior, rows of A, sigma_y, measurements, samples
+    ("gmm25-8-random", "gmm25-8", 1, 0.0, 4, 500),
+    ("gmm25-8-random", "gmm25-8", 1, 0.05, 4, 500),
+    ("gmm25-8-random", "gmm25-8", 1, 0.5, 4, 500),
+    ("gmm25-8-mask", "gmm25-8", 1, 0.05, 4, 500),
+    ("two-modes-mask", "two-modes16", 14, 0.0, 4, 500),
+    ("two-modes-mask", "two-modes16", 14, 0.1, 4, 500),
+    ("gmm25-80-random", "gmm25-80", 2, 0.05, 4, 500),
+    ("gmm25-800-random", "gmm25-800", 4, 0.05, 2, 200),
 )
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "tds": ("tds", {}),
@@ -45,17 +47,27 @@ FLOOR_SETS = 20
 SEED = 0
 
 
-def run(task: tuple[str, str, str, float, int, int], label: str, particles: int) -> dict[str, Any]:
+def operator_of(task: str, rows: int, d: int) -> LinearOperator:
+    """A: the first pixels, or random directions."""
+    if task.endswith("mask"):
+        return Mask((torch.arange(d) < rows).float()[None])
+    return MatrixOperator(random_matrix(d, rows=rows, seed=SEED))
+
+
+def run(task: tuple[str, str, int, float, int, int], label: str, particles: int) -> dict[str, Any]:
     """One row: mode error, floor and cost of a method with so many particles."""
-    name, prior, operator, sigma_y, measurements, samples = task
-    problem = Problem(Setting(name, prior, operator, sigma_y, measurements, samples, SEED))
+    name, prior_name, rows, sigma_y, measurements, samples = task
+    prior = PRIORS[prior_name]()
+    A = operator_of(name, rows, prior.dimension)
+    truth = prior.prior_sample(measurements, seed=SEED)
+    y = A.measure(truth, sigma_y, seed=SEED)
     method, options = METHODS[label]
     started = time.perf_counter()
     solution = solve(
-        problem.operator,
-        problem.y,
+        A,
+        y,
         method,
-        backbone=problem.prior.backbone,
+        backbone=prior,
         sigma_y=sigma_y,
         value_range=(-1, 1),
         n_samples=samples,
@@ -66,14 +78,15 @@ def run(task: tuple[str, str, str, float, int, int], label: str, particles: int)
     )
     seconds = time.perf_counter() - started
     errors, floors, classifier = [], [], []
-    for reference, x in zip(problem.references, solution.samples.flatten(2), strict=True):
-        assert reference.responsibilities is not None and reference.mode_weights is not None
-        exact = [reference.new_draws(samples, 1000 + k) for k in range(FLOOR_SETS)]
-        sets = [reference.responsibilities(draws).double().mean(0) for draws in (x, *exact)]
-        found, *ideal = (total_variation(weights, reference.mode_weights) for weights in sets)
+    for i, x in enumerate(solution.samples):
+        exact = Exact(prior, A, y[i : i + 1], sigma_y, truth[i], samples, i, {})
+        assert exact.responsibilities is not None
+        sets = [x.flatten(1), *(exact.sample(samples, "floor", k).flatten(1) for k in range(FLOOR_SETS))]
+        wanted = exact.posterior.weights
+        found, *ideal = (total_variation(exact.responsibilities(z).double().mean(0), wanted) for z in sets)
         errors.append(found)
         floors.append(sum(ideal) / len(ideal))
-        classifier.append(reference.compare(x)["c2st"])
+        classifier.append(exact.distance(x, "c2st"))
     return {
         "task": name,
         "sigma_y": sigma_y,
