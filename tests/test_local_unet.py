@@ -1,6 +1,7 @@
 """The network for pictures of any size: its pixels see their surroundings only, and eight bits store it."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -118,3 +119,12 @@ def test_as_a_backbone_it_takes_pictures_of_any_size(net):
     x = torch.randn(1, 3, 21, 34)
     assert backbone.predict(x, 500).x0.shape == x.shape
     assert backbone.field_of_view == net.field_of_view and backbone.multiple_of == net.stride
+
+
+@pytest.mark.parametrize("change", [{"widths": [8, 10**6]}, {"embedding": 10**9}, {"blocks": [1, "many"]}])
+def test_absurd_widths_take_no_memory(net, tmp_path, change):
+    net.save(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(InvdiffError, match=rf"config\.json: {next(iter(change))} must be a whole number"):
+        LocalUNet.load(tmp_path)

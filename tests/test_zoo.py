@@ -54,7 +54,7 @@ def test_damage_says_so(shelf):
 def test_unknown_names_are_answered_with_the_near_one(shelf):
     with pytest.raises(InvdiffError, match=r"unknown backbone 'square'.*Did you mean 'squares'\?.*path of a folder"):
         load_backbone("square")
-    with pytest.raises(InvdiffError, match="name or a path, got int"):
+    with pytest.raises(InvdiffError, match="name or a path, got 64"):
         load_backbone(64)
 
 
@@ -76,6 +76,8 @@ def test_a_registered_loader_is_called_with_the_options(shelf):
 
     assert {"zero", "squares"} <= set(backbone_names())
     assert load_backbone("zero", image_shape=(1, 4, 4)).image_shape == (1, 4, 4)
+    with pytest.raises(InvdiffError, match=r"backbone zero has no option 'image_shap'.*Did you mean 'image_shape'"):
+        load_backbone("zero", image_shap=(1, 4, 4))
     register_backbone("zero", load)  # a module imported twice
     for taken in ("zero", "squares"):
         with pytest.raises(InvdiffError, match="exists already"):

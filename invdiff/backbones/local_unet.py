@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from invdiff.backbones.haar import Description, haar, inverse_haar
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.weights_file import CONFIG, read_weights, write_weights
-from invdiff.checks import known
+from invdiff.checks import known, whole
 from invdiff.errors import InvdiffError
 from invdiff.files import replace_file
 
@@ -253,6 +253,15 @@ class LocalUNet(nn.Module):
         config, state = read_weights(folder, description.sha256)
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
         known(f"{folder / CONFIG}", config, ("widths", "blocks", "embedding", "features", "deviation"))
+        for name, most in {
+            "widths": 4_096,
+            "blocks": 64,
+            "embedding": 4_096,
+            "features": 4_096,
+        }.items():  # before memory is taken
+            values = config.get(name, 1)
+            for value in values if isinstance(values, tuple) else (values,):
+                whole(f"{folder / CONFIG}: {name}", value, 0, most)
         with torch.random.fork_rng(devices=[]):  # the weights to be replaced must not move the caller's generator
             network = cls(**config, description=description)
         try:

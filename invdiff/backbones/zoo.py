@@ -69,7 +69,7 @@ def load_backbone(
             (the checksum of weights is verified); an option that the loader does not take.
     """
     from invdiff.checkpoints.diffusers import load_diffusers
-    from invdiff.checkpoints.formats import accepted_options, load_checkpoint
+    from invdiff.checkpoints.formats import accepted_options, load_checkpoint, takes_any
 
     if not isinstance(name_or_path, str | Path):
         raise InvdiffError(f"backbone must be a name or a path, got {shown(name_or_path)}")
@@ -81,7 +81,10 @@ def load_backbone(
     if name in _embedded():
         return load_checkpoint(EMBEDDED / name, format=format, **run)
     if name in BACKBONES:
-        return BACKBONES.get(name)(**run)
+        loader = BACKBONES.get(name)
+        if not takes_any(loader):
+            known(f"backbone {name}", options, accepted_options(loader))
+        return loader(**run)
     if name and _exists(path):
         return load_checkpoint(path, format=format, **run)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix not in _SUFFIXES:

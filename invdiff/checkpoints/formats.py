@@ -145,6 +145,15 @@ def call(loader: Callable[..., Backbone], format: str, path: Path, options: dict
     return loader(path, **options)
 
 
+def takes_any(function: Callable[..., Any]) -> bool:
+    """Whether a callable takes keyword arguments of any name, so that it has to check them itself."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # no signature to be had
+        return True
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
 def accepted_options(*callables: Callable[..., Any]) -> Collection[str]:
     """Names of the keyword arguments of all, without the first parameters that a loader is given in any case."""
     names: dict[str, None] = {}
