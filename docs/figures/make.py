@@ -561,7 +561,7 @@ def ddnm_operators() -> Any:
         y = A(photo())
         answer = solve(A, y, "ddnm", backbone=backbone(), steps=50, seed=0)
         back = A.pinv(y)[0]
-        first.append(show_missing(y[0], mask.float()[None]) if A.kind == "mask" else back.clamp(0, 1))
+        first.append(show_missing(y[0], mask.float()[None]) if A.task == "mask" else back.clamp(0, 1))
         second.append(answer.x[0].clamp(0, 1))
         captions.append(f"{psnr(answer.x, photo()):.1f} dB")
     rows = [first, second, [photo()[0]] * len(shelf)]
