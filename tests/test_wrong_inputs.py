@@ -117,6 +117,8 @@ def of_solve() -> list[Case]:
         "precision": ("None",),
         "batch_size": maybe(whole(1)),
         "path": ("None",),
+        "region": (),
+        "coarse_to_fine": lambda odd: flag(odd) or odd.passes_for("whole", 0, 8),
         "guidance": ("None", "empty-list", "empty-tuple", "type"),
         "progress": maybe(flag),
         "callback": ("None", "type"),
