@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint docs figures format clean
+.PHONY: demo test quick test-avx2 test-gpu lint docs figures format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/invdiff demo --output demo/comparison.png
@@ -14,6 +14,18 @@ test: $(VENV)/.installed
 
 quick: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not docs"
+
+# A laptop without bfloat16, as far as a larger processor can stand in for it: what a network runs on, once more.
+PROCESSOR := tests/test_network.py tests/test_own_network.py tests/test_zoo.py tests/test_solve.py tests/test_cli.py
+ELSEWHERE := import_is_light or lists_and_help or the_command_itself or every_operator_by_name
+
+test-avx2: $(VENV)/.installed
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -n 2 $(PROCESSOR) -m "not slow and not docs" -k "not ($(ELSEWHERE))"
+
+# Where an NVIDIA GPU is; each of these skips itself elsewhere.
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

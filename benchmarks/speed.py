@@ -4,6 +4,7 @@
     python benchmarks/speed.py --out docs/data            everything, one command (`--quick`: two minutes)
     python benchmarks/speed.py --parts overhead steps     some parts
     python benchmarks/speed.py --parts bfloat16           what bfloat16 costs in quality (benchmarks/bfloat16.py)
+    python benchmarks/speed.py --device cuda --out docs/data   on an NVIDIA GPU: docs/data/speed-cuda.*
 
 Parts: `overhead` (total time over network calls times one bare call), `steps` (a network that costs nothing), `compile`,
 `peers` (those of diffusers, deepinv and azula that are installed), `adm` (GPU only: images per second of the 552 M
@@ -56,6 +57,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "pigdm": {},
     "mcg": {},
     "dps": {},
+    "mmps": {},
+    "tmpd": {},
     "mcg-diff": {"particles": 1},
     "fps-smc": {"particles": 1},
     "tds": {"particles": 1},
@@ -166,7 +169,7 @@ def bare(backbone: NetworkBackbone, batch: int, gradient: bool, calls: int) -> J
     x = torch.randn(batch, *backbone.image_shape, device=backbone.device)
     t = torch.full((batch,), 500, device=backbone.device)
     parameter = next(backbone.module.parameters())  # type: ignore[union-attr]
-    if parameter.dtype != torch.float32:
+    if parameter.dtype != torch.float32 or x.is_cuda:
         x = x.to(parameter.dtype, memory_format=torch.channels_last)
 
     def once() -> Tensor:
@@ -174,15 +177,16 @@ def bare(backbone: NetworkBackbone, batch: int, gradient: bool, calls: int) -> J
         return out if isinstance(out, Tensor) else out.sample
 
     def job() -> int:
-        for _ in range(calls):
-            if gradient:
-                x.requires_grad_(True)
-                out = once()
-                torch.autograd.grad(out, x, torch.ones_like(out))
-                x.requires_grad_(False)
-            else:
-                with torch.inference_mode():
-                    once()
+        with backbone.arithmetic():
+            for _ in range(calls):
+                if gradient:
+                    x.requires_grad_(True)
+                    out = once()
+                    torch.autograd.grad(out, x, torch.ones_like(out))
+                    x.requires_grad_(False)
+                else:
+                    with torch.inference_mode():
+                        once()
         return calls
 
     return job
@@ -247,7 +251,7 @@ def compiled(clock: Clock, device: torch.device, batches: list[int], rounds: int
     """A call of the embedded network per precision, as it is and compiled."""
     backbones = {
         (precision, compile): load_backbone("cats64", precision=precision, compile=compile, device=device)
-        for precision in ("float32", "auto")
+        for precision in (("float32", "auto") if device.type == "cpu" else ("float32", "tf32", "bfloat16", "float16"))
         for compile in (False, True)
     }
     rows: Rows = []
@@ -271,7 +275,7 @@ def compiled(clock: Clock, device: torch.device, batches: list[int], rounds: int
             rows.append(
                 {
                     "batch": batch,
-                    "precision": dtype,
+                    "precision": dtype if key[0] == "auto" else key[0],
                     "compiled": key[1],
                     "ms": 1e3 * median(values),
                     "speedup": ratio(slowest, values),
@@ -284,7 +288,7 @@ def compiled(clock: Clock, device: torch.device, batches: list[int], rounds: int
 def adm_throughput(clock: Clock, device: torch.device, batch: int, rounds: int) -> Rows:
     """Images per second per network call of the full ADM network, bare and within a DDNM run. Needs a GPU."""
     rows = []
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "tf32", "bfloat16", "float16"):
         for compile in (False, True):
             backbone = adm_backbone(256, device, precision=precision, compile=compile)
             times = interleaved(
@@ -497,12 +501,20 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 # ---- the command ------------------------------------------------------------------------------------------------
 
+
+def stem_for(device: torch.device) -> str:
+    """What the files are called: a GPU's stand beside the processor's."""
+    return "speed" if device.type == "cpu" else f"speed-{device.type}"
+
+
 PARTS = ("steps", "overhead", "peers", "compile", "adm", "bfloat16")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("speed"), help="folder for speed.md, speed.json and speed.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path("speed"), help="folder for speed.md, .json, .png; speed-cuda.* on a GPU"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -521,7 +533,8 @@ def main() -> None:
     on_cpu = device.type == "cpu"
     clock, rounds = Clock(device, given.wall), 2 if quick else given.rounds
     given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / "speed.json"
+    stem = stem_for(device)
+    path = given.out / f"{stem}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}  # parts can be run one by one
     found["about"] = {
         "machine": platform.processor() or platform.machine(),
@@ -539,7 +552,7 @@ def main() -> None:
             found[name] = work()
             with atomic_write(path) as temporary:
                 Path(temporary).write_text(json.dumps(found, indent=1) + "\n")
-            with atomic_write(given.out / "speed.md") as temporary:
+            with atomic_write(given.out / f"{stem}.md") as temporary:
                 Path(temporary).write_text(markdown(found))
 
     def both_networks() -> Rows:
@@ -568,7 +581,7 @@ def main() -> None:
         part("compile", lambda: compiled(clock, device, [1, 8], rounds))
     if not on_cpu:
         part("adm", lambda: adm_throughput(clock, device, 8, rounds))
-    plot(found, given.out / "speed.png")
+    plot(found, given.out / f"{stem}.png")
     if "bfloat16" in given.parts:
         from bfloat16 import compare
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,6 +30,20 @@ def gaussian_backbone(
     kernel = std**2 * correlation ** (dy[:, None] ** 2 + dx[None] ** 2).double().sqrt()
     spectrum = torch.fft.fft2(kernel).real.clamp(min=1e-4)
     return iv.GaussianBackbone.circulant(torch.zeros(shape), spectrum.float())
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """A test that sets the number of threads sets it for itself."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import re
 import shlex
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -98,7 +96,6 @@ def run_console(command: str) -> None:
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     monkeypatch.syspath_prepend(tmp_path)
     for name, text in files(page).items():
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -35,13 +35,7 @@ from invdiff.operators import (
 )
 from invdiff.operators.checking import refuse_nonlinear
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_mask(*shape: int, seed: int = 0) -> torch.Tensor:
