@@ -79,7 +79,9 @@ def test_overhead_and_steps_give_a_row_per_sampler(speed, clock):
     backbone = NetworkBackbone(Tiny(), image_shape=(3, 8, 8), name="tiny")
     rows = speed.overhead(clock, backbone, [2], 3, 1)
     assert [r["sampler"] for r in rows] == list(speed.RUNS)
-    assert {r["sampler"] for r in rows if r["network"] != "forward"} == {n for n in speed.RUNS if sampler_class(n).uses_gradient}
+    assert {r["sampler"] for r in rows if r["network"] != "forward"} == {
+        n for n in speed.RUNS if sampler_class(n).uses_gradient
+    }
     assert all(math.isfinite(r["ratio"]) for r in rows)
 
 
