@@ -53,6 +53,7 @@ class Recompute(torch.autograd.Function):
         with torch.enable_grad():
             out = ctx.function(*[x.view_as(x) for x in inputs])
         found = torch.autograd.grad(out, inputs + ctx.parameters, gradients, allow_unused=True)
+        del ctx.inputs, ctx.parameters  # so that there is no second time
         return None, None, *found
 
 
@@ -168,7 +169,7 @@ class NormalisesItsWeights(nn.Module):
 
 
 DENOISERS = [AssertsItsType, WrapsANoisePredictor, NormalisesItsWeights]
-GRADIENT_FREE, GRADIENT = ("ddnm", "repaint", "diffpir"), ("pigdm", "dps", "mcg")
+GRADIENT_FREE, GRADIENT = ("ddnm", "repaint", "diffpir"), ("pigdm", "dps", "mcg", "mmps")
 
 
 @pytest.fixture(params=["auto", "float32"])

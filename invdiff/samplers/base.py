@@ -379,7 +379,15 @@ def estimate_with_pullback(
         nonlocal left
         left -= 1
         with backbone.arithmetic():
-            return torch.autograd.grad(x0, x, v, retain_graph=left > 0)[0]
+            try:
+                return torch.autograd.grad(x0, x, v, retain_graph=left > 0)[0]
+            except (AttributeError, RuntimeError):
+                if left == products - 1:
+                    raise
+            # A network whose own checkpointing (guided-diffusion's, LDM's) lets go of its inputs: once more from the start.
+            with torch.inference_mode(False), torch.enable_grad():
+                again = backbone.predict(x, t).x0
+                return torch.autograd.grad(again.clamp(-1, 1) if clip else again, x, v)[0]
 
     variance = None if prediction.log_variance is None else prediction.log_variance.detach()
     return Prediction(prediction.x0.detach(), prediction.eps.detach(), variance), x0.detach(), pullback
