@@ -162,6 +162,30 @@ def test_the_register():
         Metric("mine", "", "higher", "", {"refrence"}, "")
 
 
+def test_a_metric_of_an_installed_package_is_known_to_suites_and_lists(monkeypatch):
+    from invdiff import registry
+    from invdiff.bench.suite.suite import Suite
+
+    brightness = Metric(
+        "brightness", "brightness", "none", "", set(), "mean of the pixels", lambda x: x.flatten(1).mean(1)
+    )
+
+    class Point:
+        name, value = "brightness", "theirs:brightness"
+
+        @staticmethod
+        def load() -> Metric:
+            return brightness
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "invdiff.metrics" else [])
+    text = 'metrics = ["brightness"]\n[[tasks]]\nname = "g"\noperator = "colorization"\n[[samplers]]\nname = "ddnm"\n'
+    try:
+        assert "brightness" in metric_names() and Suite.from_toml(text).metrics == ("brightness",)
+        assert get_metric("brightness") is brightness and brightness.scope == "image"
+    finally:
+        METRICS.remove("brightness")
+
+
 def test_lpips_without_weights_says_how_to_get_them_and_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ class Metric:
     label: str
     direction: Direction
     unit: str
-    needs: frozenset[str]
+    needs: AbstractSet[str]
     description: str
     function: Callable[..., Any] | None = None
     reason: Callable[[], str | None] = lambda: None

@@ -202,7 +202,7 @@ def train_denoiser(
 
 
 @lru_cache(maxsize=2)
-def _trained(prior: str, iterations: int, seed: int) -> SmallDenoiser:
+def _trained(prior: str, iterations: int, seed: int) -> nn.Module:
     with torch.inference_mode(False):  # the first call comes from a sampler
         return train_denoiser(PRIORS[prior](), iterations, batch=256, seed=seed)
 

@@ -287,7 +287,9 @@ class _Report:
     def worst(self, table: Table, top: float) -> list[dict[str, Any]]:
         """The worst restoration of every sampler: named pictures, and what is said of it."""
         metric, cards = self.summary.leading_metric, []
-        for row in table.rows if metric is not None else ():
+        if metric is None:
+            return []
+        for row in table.rows:
             mine = [
                 r for r in self.summary.records if (r.task, r.sampler) == (table.task, row.sampler) and r.ok and r.file
             ]

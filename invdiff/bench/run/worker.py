@@ -291,8 +291,8 @@ def posteriors(
     prior = getattr(model, "prior", model)
     if suite.value_range != (-1.0, 1.0) or not hasattr(prior, "posterior"):
         return None
-    n, shared = suite.n_samples_of(task), {}
-    found = []
+    n, found = suite.n_samples_of(task), []
+    shared: dict[str, Any] = {}
     for k, image in enumerate(images):
         one = operator[k] if operator.batch_size is not None else operator
         seed = positive_seed_of("reference", task.name, image)
