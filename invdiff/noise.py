@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -59,6 +60,15 @@ class NoiseSource:
         self._generator = torch.Generator()
         self._per_block = max(1, _BLOCK // max(1, _numel(self._shape)))
         self._blocks: dict[str, tuple[int, Tensor]] = {}
+
+    def of(self, image_shape: Sequence[int], stream: str) -> NoiseSource:
+        """Further draws from the same keys for images of another shape, independent of these."""
+        other = copy.copy(self)
+        other._names = [f"{name}/{stream}" for name in self._names]
+        other._shape, other._place, other._blocks = tuple(image_shape), None, {}
+        other._in_squares = len(other._shape) == 3 and max(other._shape[1:]) > _WHOLE
+        other._per_block = max(1, _BLOCK // max(1, _numel(other._shape)))
+        return other
 
     def draw(self, step: int, role: str) -> Tensor:
         """(B, C, H, W) standard normal numbers for `role` (``"init"``, ``"step"``, ...) of step number `step`."""

@@ -294,3 +294,35 @@ def test_a_reader_that_has_had_enough_is_no_error(photo):
         f"{sys.executable} -m invdiff list samplers | head -n 1", shell=True, capture_output=True, text=True, cwd=photo
     )
     assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_photo_of_any_size_from_file_to_file(tmp_path, invdiff, monkeypatch):
+    """The measurement's size decides, transparency and 16 bits stay, known pixels come back bit for bit."""
+    from pictures import any_size, hole, photo_of
+
+    from invdiff.photos import Photo
+
+    monkeypatch.setattr(sys.modules["invdiff.solve"], "resolve_backbone", lambda *words, **more: any_size())
+    pixels, known = photo_of(41, 70, deep=True), hole(41, 70)
+    Photo(pixels, photo_of(41, 70, 3, deep=True)[..., 0]).save(tmp_path / "photo.png")
+    Image.fromarray(known).save(tmp_path / "mask.png")
+    invdiff("solve", "photo.png", "--mask", "mask.png", "--steps", 3, "-o", "out.png", cwd=tmp_path)
+    out = Photo.read(tmp_path / "out.png")
+    assert out.pixels.dtype == np.uint16 and np.array_equal(out.pixels[known], pixels[known]) and out.alpha is not None
+    invdiff(
+        *("solve", "photo.png", "-a", "super_resolution", "-A", "scale=2", "-A", "kernel=box"),
+        *("--steps", 2, "-o", "large.png"),
+        cwd=tmp_path,
+    )
+    assert Image.open(tmp_path / "large.png").size == (140, 82)
+    grey = Image.fromarray((pixels[..., 0] >> 8).astype(np.uint8))
+    grey.save(tmp_path / "grey.png")
+    invdiff("solve", "grey.png", "-a", "colorization", "--steps", 2, "-o", "colour.png", cwd=tmp_path)
+    assert Image.open(tmp_path / "colour.png").mode == "RGB"
+    invdiff("solve", "grey.png", "--mask", "mask.png", "--steps", 2, "-o", "grey-out.png", cwd=tmp_path)
+    assert Image.open(tmp_path / "grey-out.png").mode == "L"
+    invdiff("solve", "grey.png", "-a", "blur", "--simulate", "--steps", 2, "-o", "sharp.png", cwd=tmp_path)
+    Image.fromarray(known[:-1]).save(tmp_path / "small.png")
+    words = ("solve", "photo.png", "--steps", 2, "-o", "o.png", "--mask")
+    assert "both must have one size" in invdiff(*words, "small.png", cwd=tmp_path, ok=False)
+    assert "leave it out" in invdiff(*words, "mask.png", "--fit", "cover", cwd=tmp_path, ok=False)

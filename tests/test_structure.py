@@ -26,7 +26,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "problem": {"operators", "backbones"},
     "samplers": {"operators", "backbones", "problem"},
     "solution": {"problem", "samplers"},
-    "solve": {"operators", "backbones", "checkpoints", "priors", "problem", "samplers", "solution", "batches"},
+    "plan": {"backbones", "operators", "problem"},
+    "solve": {"operators", "backbones", "checkpoints", "priors", "plan", "problem", "samplers", "solution", "batches"},
     "metrics": {"operators"},  # for annotations
     "palette": {"samplers"},  # their names, for colours that stay the same in every figure
     "batches": {"backbones", "problem", "samplers"},

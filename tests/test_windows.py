@@ -10,6 +10,7 @@ from pictures import Convolutions, any_size, hole, photo_of
 import invdiff as iv
 from invdiff import InvdiffError, NetworkBackbone, NoiseSchedule, Tiles, Windows, solve
 from invdiff.backbones.windows import in_tiles
+from invdiff.samplers import jumps, network_calls
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -203,3 +204,40 @@ def test_no_step_at_the_borders_of_tiles_and_windows_is_larger_than_elsewhere():
         for axis, lines in ((-2, [32, 64]), (-1, [32, 64, 96])):
             at, elsewhere = steepest(x0, lines, axis)
             assert at <= elsewhere
+
+
+# ---- mask-shift -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", ["mask", "box", "colorization", "identity"])
+def test_mask_shift_agrees_with_the_measurement_in_every_window(operator):
+    x = torch.from_numpy(photo_of(48, 56)).permute(2, 0, 1)[None] / 255
+    A = {
+        "mask": iv.Mask(hole(48, 56)),
+        "box": iv.SuperResolution(2, "box"),
+        "colorization": iv.Colorization(),
+        "identity": iv.Identity(),
+    }[operator]
+    answer = solve(
+        A, A(x), "mask_shift", backbone=Windows(fixed(16)), steps=6, jump_length=2, jump_n_sample=2, region="all"
+    )
+    assert float((A(answer.x) - A(x)).abs().max()) < 1e-5
+    windows = len(Windows(fixed(16), shift=False).places((48, 56)))
+    assert answer.nfe == windows * network_calls(jumps(6, 2, 2))
+
+
+def test_mask_shift_refuses_what_it_cannot_cut():
+    backbone = Windows(fixed(16))
+    with pytest.raises(InvdiffError, match="mask_shift takes masks"):
+        solve(
+            iv.Blur(iv.gaussian_kernel(3, 1.0)),
+            torch.rand(3, 40, 40),
+            "mask_shift",
+            backbone=backbone,
+            steps=4,
+            jump_length=1,
+        )
+    with pytest.raises(InvdiffError, match="do not fit"):
+        solve(
+            iv.SuperResolution(3, "box"), torch.rand(3, 10, 10), "mask_shift", backbone=backbone, steps=4, jump_length=1
+        )

@@ -191,6 +191,12 @@ class Windows(Patched):
     def context(self) -> int | None:
         return -(-max(self.window) // 2)
 
+    def unshifted(self) -> Windows:
+        """The same with windows that stay where they are."""
+        other = copy.copy(self)
+        other.shift = False
+        return other
+
     def places(self, size: Sequence[int], t: int = 0) -> list[tuple[int, int]]:
         """(top, left) of every window on a picture of `size` (height, width), not smaller than a window, at time t."""
         moment = self.schedule.timestep(t) if self.shift else 0

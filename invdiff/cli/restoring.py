@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from invdiff.fitting import Placement
     from invdiff.operators.base import LinearOperator
+    from invdiff.photos import Photo
 
 # ---- solve ------------------------------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ def solve_command(
     fit: Annotated[
         str | None,
         typer.Option(
-            help="For a photo of another size than the backbone's: cover (scale, then its middle), crop, pad or resize it."
+            help="For backbones of one size and photos of another: cover (scale, then its middle), crop, pad or resize it."
         ),
     ] = None,
     device: Device = None,
@@ -96,7 +98,8 @@ def solve_command(
     """
     from invdiff.errors import InvdiffError
     from invdiff.fitting import save
-    from invdiff.images import from_pil, open_image
+    from invdiff.images import from_pil
+    from invdiff.photos import Photo
     from invdiff.plotting import FIGURES, save_figure
     from invdiff.solution import check_output
     from invdiff.solve import resolve_backbone, solve
@@ -112,7 +115,7 @@ def solve_command(
     if animate is not None:
         check_output(animate, (".gif",))
     _check_apart({"photo": photo, "--mask": mask, "--output": output, "--figure": figure, "--animate": animate})
-    image = open_image(photo, "photo")
+    picture = Photo.read(photo)
     measured = key_values(operator_options)
     if mask is not None:
         if "mask" in measured:
@@ -122,11 +125,16 @@ def solve_command(
         measured["invert"] = True
     _check_early(sampler, options_given, sigma_y)
     model = resolve_backbone(backbone, device, precision)
-    channels, height, width = model.image_shape
-    A, image, placed = _operator_for(operator, measured, model.image_shape, image, fit, simulate)
+    shape = model.image_shape
+    if None in shape:
+        if fit is not None:
+            stop(f"--fit is for backbones of one size, and {model.name} takes any: leave it out")
+        shape = _restored_shape(operator, measured, model.image_shape[0], picture, simulate)
+    channels, height, width = shape
+    A, image, placed = _operator_for(operator, measured, shape, replace(picture, alpha=None).image(), fit, simulate)
     if hasattr(A, "known_fraction") and not quiet:
         console.print(f"{100 * float(A.known_fraction):.0f} % of the pixels are known", highlight=False)
-    y: Any = image
+    y: Any = image if placed.how else picture
     truth = None
     if simulate:
         truth = from_pil(image)[None]
@@ -197,6 +205,29 @@ def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
     sampler_class(sampler).check_names(name for name in options if name not in of_paths)
     if not sigma_y >= 0:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
+
+
+def _restored_shape(
+    name: str, options: dict[str, Any], channels: int, photo: Photo, simulate: bool
+) -> tuple[int, int, int]:
+    """(C, H, W) of the picture that a photo of any size is a measurement of."""
+    from invdiff.errors import InvdiffError
+    from invdiff.operators import get_operator, make_operator
+
+    shape = (channels, *photo.size)
+    if simulate or get_operator(name).framed:
+        return shape
+    A = make_operator(name, shape, **options)
+    for measured in (photo.pixels.shape[2], channels, 1):
+        try:
+            found = A.infer_image_shape((measured, *photo.size))
+        except InvdiffError:
+            continue
+        if found[0] == channels and A.measurement_shape(found) == (measured, *photo.size):
+            return found[0], found[1], found[2]
+    stop(
+        f"operator {name!r} makes measurements that are no pictures: only --simulate works here; use the Python interface"
+    )
 
 
 def _operator_for(

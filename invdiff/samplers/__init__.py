@@ -24,6 +24,7 @@ from invdiff.samplers.dps import DPS
 from invdiff.samplers.fps_smc import FPSSMC
 from invdiff.samplers.guidance import Guidance, total_variation
 from invdiff.samplers.integrators import INTEGRATORS
+from invdiff.samplers.mask_shift import MaskShift
 from invdiff.samplers.mcg import MCG
 from invdiff.samplers.mcg_diff import MCGDiff
 from invdiff.samplers.mmps import MMPS
@@ -54,6 +55,7 @@ __all__ = [
     "Estimator",
     "Guidance",
     "MCGDiff",
+    "MaskShift",
     "PiGDM",
     "Progress",
     "REDDiff",

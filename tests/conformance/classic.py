@@ -10,8 +10,8 @@ import torch
 from conformance.recordings import TOLERANCE, Noise, Outcome, Recording, largest_difference, tiny_network
 from torch import Tensor
 
-from invdiff import solve
-from invdiff.samplers import DDNM, DDRM, DPS, MCG, DDNMPlus, DiffPIR, PiGDM, RePaint, Sampler
+from invdiff import NetworkBackbone, Windows, solve
+from invdiff.samplers import DDNM, DDRM, DPS, MCG, DDNMPlus, DiffPIR, MaskShift, PiGDM, RePaint, Sampler
 
 
 class NotFollowed(Exception):
@@ -170,7 +170,39 @@ def _diffpir_sigma(config: dict[str, Any]) -> float:
     return 2 * max(0.001, config["sigma_n"])
 
 
+def mask_shift(recording: Recording) -> Iterator[Outcome]:
+    """DDNM's high-resolution demo: windows one after the other, each from the result before, the first from x_T."""
+    config, p = recording.config, recording.config["schedule_jump_params"]
+    sampler = MaskShift(
+        steps=p["t_T"], jump_length=p["jump_length"], jump_n_sample=p["jump_n_sample"], start="previous"
+    )
+    side = config["window"]
+    first = torch.zeros(1, 3, config["H"], config["W"])
+    first[..., :side, :side] = recording.inputs["x_T"]
+    for run, recorded in recording.runs.items():
+        kind, mode = run.split(".")
+        network = NetworkBackbone(
+            recording.network(kind, side), image_shape=(3, side, side), learned_variance=True, precision="float32"
+        )
+        solution = solve(
+            recording.operator(),
+            recording.measurement(),
+            sampler,
+            backbone=Windows(network, overlap=1 - config["stride"] / side),
+            value_range=(-1, 1),
+            x_init=first,
+            noise=recording.noise(mode),
+            progress=False,
+        )
+        same = list(solution.timesteps) == recorded["t"].tolist()
+        difference = largest_difference(solution.x, recorded["x0"])
+        yield Outcome(
+            run, difference, recording.tolerance(run), "" if same else "asked at other times", failed=not same
+        )
+
+
 ALGORITHMS = {
+    "ddnm_hq_maskshift": mask_shift,
     "repaint": replayed(repaint),
     "ddnm_svd": replayed(ddnm, _sigma_used),
     "diffpir": replayed(diffpir, _diffpir_sigma),
