@@ -310,9 +310,12 @@ def sample(
 
 
 def resolve_backbone(
-    backbone: str | Backbone | None, device: torch.device | str | None = None, precision: str | None = None
+    backbone: str | Backbone | None,
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+    **options: Any,
 ) -> Backbone:
-    """A backbone by name, or as it is, on the wanted device and in the wanted precision."""
+    """A backbone by name, or as it is, on the wanted device and in the wanted precision; `options` go to its loader."""
     device = None if device is None else available_device(device)
     if precision is not None:
         one_of("precision", precision, NETWORK_PRECISIONS)
@@ -325,7 +328,10 @@ def resolve_backbone(
                 "NetworkBackbone(network, schedule=NoiseSchedule.linear(1000), image_shape=(3, 256, 256))"
             )
         return load_backbone(
-            DEFAULT_BACKBONE if backbone is None else backbone, precision=precision or "auto", device=device
+            DEFAULT_BACKBONE if backbone is None else backbone,
+            precision=precision or "auto",
+            device=device,
+            **options,
         )
     if precision is not None and isinstance(backbone, NetworkBackbone | Patched):
         backbone = backbone.with_precision(precision)

@@ -46,6 +46,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def plain_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch runs the networks: what a trial of another engine says depends on the machine."""
+    monkeypatch.setenv("INVDIFF_ENGINE", "torch")
+
+
 @pytest.fixture(scope="session")
 def gaussian() -> iv.GaussianBackbone:
     return gaussian_backbone()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy as copying
+import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.cpu_layers import can_pack, speed_up
+from invdiff.backbones.openvino_engine import ENGINES, ENVIRONMENT, TOLERANCE, OpenVINOEngine, available
 from invdiff.backbones.schedule import NoiseSchedule, checked_schedule
 from invdiff.checks import flag, function, one_of, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
@@ -88,6 +91,9 @@ def available_device(device: torch.device | str) -> torch.device:
     return tried.device
 
 
+_log = logging.getLogger(__name__)
+
+
 class NetworkBackbone(Backbone):
     """A denoiser made of a pretrained network and the schedule that it was trained with.
 
@@ -118,6 +124,9 @@ class NetworkBackbone(Backbone):
         multiple_of: what the network's strides ask heights and widths to be a multiple of; others are padded by reflection.
         field_of_view: pixels that a prediction looks to each side, for networks without attention or statistics over the
             picture: then large pictures are computed in tiles (`Tiles`), and small holes in large pictures alone.
+        engine: what runs the forward pass on the CPU where no gradient is asked for: ``"torch"``; ``"openvino"`` (the extra of
+            that name; compiled once per shape of batch, kept on disk); ``"auto"``: OpenVINO for a network of one size where it is
+            installed, a trial agrees with PyTorch and is faster. The environment variable ``INVDIFF_ENGINE`` says what "auto" is.
         name: what reports call it.
 
     Raises:
@@ -140,6 +149,7 @@ class NetworkBackbone(Backbone):
         copy: bool = True,
         multiple_of: int = 1,
         field_of_view: int | None = None,
+        engine: str = "auto",
         name: str | None = None,
     ) -> None:
         function("network", network, "a function of x and t, network(x, t)")
@@ -154,6 +164,9 @@ class NetworkBackbone(Backbone):
         self.compile = flag("compile", compile)
         self.checkpointing = flag("checkpointing", checkpointing)
         self.class_labels = class_labels
+        self.engine = one_of("engine", engine, ENGINES)
+        if engine == "auto" and ENVIRONMENT in os.environ:
+            self.engine = one_of(f"the environment variable {ENVIRONMENT}", os.environ[ENVIRONMENT], ENGINES)
         self.name = name or str(getattr(network, "__name__", type(network).__name__))
         self._original = network
         self._take(network, device, copy)
@@ -174,6 +187,7 @@ class NetworkBackbone(Backbone):
         self._dtype = self._wanted_dtype(learned)
         self._layout = _Layout(self._dtype != torch.float32 or (learned and self._device.type == "cuda"))
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._openvino: OpenVINOEngine | None = None
         if not isinstance(network, nn.Module):
             return
         tensors = list(chain(network.parameters(), network.buffers()))
@@ -186,6 +200,52 @@ class NetworkBackbone(Backbone):
             if self._device.type == "cpu" and not self.compile:
                 module = speed_up(module)
         self._network = module.eval().requires_grad_(False)
+        self._openvino = self._made_engine()
+
+    def _made_engine(self) -> OpenVINOEngine | None:
+        """OpenVINO for this network, where it is asked for or may be worth it.
+
+        Raises:
+            InvdiffError: it was asked for by name and cannot be had.
+        """
+        possible = (
+            self._device.type == "cpu" and self._dtype in TOLERANCE and not self.compile and self.class_labels is None
+        )
+        if self.engine == "openvino" and not available():
+            raise InvdiffError(
+                "engine 'openvino' needs its package: pip install 'invdiff[openvino]'; engine='torch' works without"
+            )
+        if self.engine == "openvino" and not possible:
+            raise InvdiffError(
+                f"engine 'openvino' runs on the CPU, in float32 or bfloat16, without class labels and compile; got device "
+                f"{str(self._device)!r}, {str(self._dtype).removeprefix('torch.')}, class_labels={shown(self.class_labels)}, "
+                f"compile={self.compile}"
+            )
+        fixed = None not in self.image_shape and self.precision == "auto"
+        if not possible or self.engine == "torch" or (self.engine == "auto" and not (fixed and available())):
+            return None
+        return OpenVINOEngine(self._float32_module, self._dtype, self.name)
+
+    def _by_engine(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """The output by OpenVINO, or None where PyTorch is to be asked."""
+        if self._openvino is None or t.dtype != torch.long or (torch.is_grad_enabled() and x.requires_grad):
+            return None
+        if self.engine == "auto":
+            shape = tuple(x.shape)
+            if shape not in self._layout.engine_pays:
+                self._layout.engine_pays[shape] = self._engine_pays(shape)
+            if not self._layout.engine_pays[shape]:
+                return None
+        return self._openvino(x, t)
+
+    def _engine_pays(self, shape: tuple[int, ...]) -> bool:
+        assert self._openvino is not None
+        last = int(self.schedule.chain.timesteps[-1])
+        try:
+            return self._openvino.trial(shape, lambda x, t: self._attempt(x, t, {}), last).pays
+        except (InvdiffError, RuntimeError) as error:
+            _log.debug("OpenVINO is left out for %s: %s", self.name, error)
+            return False
 
     def _wanted_dtype(self, learned: bool) -> torch.dtype:
         """The data type that `precision` asks for; a network without parameters keeps its own under "auto"."""
@@ -237,6 +297,9 @@ class NetworkBackbone(Backbone):
             InvdiffError: the network cannot run in the precision that was asked for, or returned no tensor.
         """
         options = {} if self.class_labels is None else {"class_labels": self._labels(len(x))}
+        done = self._by_engine(x, t)
+        if done is not None:
+            return done
         with self.arithmetic():
             out = self._attempt(x, t, options)
             if torch.is_grad_enabled() and x.requires_grad and self._needs_its_parameters(out, x, t, options):
@@ -476,11 +539,13 @@ class _Layout:
     Attributes:
         channels_last: order of the numbers in memory.
         full_precision: the network in float32, once it turned out that it cannot run in a lower precision.
+        engine_pays: by shape of batch, whether OpenVINO says the same as PyTorch and is faster.
         differentiated: whether its backward pass was looked at.
     """
 
     channels_last: bool
     full_precision: nn.Module | None = None
+    engine_pays: dict[tuple[int, ...], bool] = field(default_factory=dict)
     differentiated: bool = False
 
 

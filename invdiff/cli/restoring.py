@@ -82,6 +82,10 @@ def solve_command(
     ] = None,
     device: Device = None,
     precision: Precision = "auto",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What runs the network on the CPU: auto, torch, openvino (the extra of that name)."),
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Also write measurement, samples and their spread as one figure.")
     ] = None,
@@ -124,7 +128,7 @@ def solve_command(
     if invert_mask:
         measured["invert"] = True
     _check_early(sampler, options_given, sigma_y)
-    model = resolve_backbone(backbone, device, precision)
+    model = resolve_backbone(backbone, device, precision, **({} if engine is None else {"engine": engine}))
     shape = model.image_shape
     if None in shape:
         if fit is not None:

@@ -1,0 +1,238 @@
+"""A network run by OpenVINO on the CPU, where that is faster and says the same.
+
+    NetworkBackbone(net, ..., engine="openvino")
+
+OpenVINO (the extra ``openvino``) compiles a network for one shape of batch: layers are fused, and memory is laid out for the
+CPU at hand. A converted network and what was compiled of it are kept in a folder (`cache_folder`), so that the seconds which
+that takes are spent once. It has no backward pass: samplers that differentiate the network stay with PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.errors import InvdiffError
+from invdiff.files import replace_file
+
+ENGINES = ("auto", "torch", "openvino")
+ENVIRONMENT = "INVDIFF_ENGINE"
+"""Environment variable that says what "auto" means, such as ``torch`` on a machine where nothing is to be compiled."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+"""Largest root mean square of the difference from PyTorch in float32, as a share of the output's, at which the two agree."""
+
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_log = logging.getLogger(__name__)
+
+
+def available() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def cache_folder() -> Path:
+    """Where converted networks are kept: ``$INVDIFF_CACHE``, or ``invdiff`` in the user's cache folder."""
+    base = os.environ.get("INVDIFF_CACHE")
+    if base:
+        return Path(base).expanduser() / "openvino"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "invdiff" / "openvino"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One shape of batch, run both ways.
+
+    Attributes:
+        difference: root mean square of the difference from PyTorch in float32 over that of the output.
+        seconds: of a call by OpenVINO.
+        torch_seconds: of a call by PyTorch, as it would run otherwise.
+        agrees: the difference is within `TOLERANCE`.
+    """
+
+    difference: float
+    seconds: float
+    torch_seconds: float
+    agrees: bool
+
+    @property
+    def pays(self) -> bool:
+        """It says the same and is faster."""
+        return self.agrees and self.seconds < self.torch_seconds
+
+
+class OpenVINOEngine:
+    """The forward pass of one network.
+
+    Args:
+        module: makes the network in float32, on the CPU.
+        dtype: of the arithmetic, float32 or bfloat16.
+        name: what messages call the network.
+    """
+
+    def __init__(self, module: Callable[[], nn.Module], dtype: torch.dtype, name: str) -> None:
+        self.dtype, self.name = dtype, name
+        self._make = module
+        self._fingerprint: str | None = None
+        self._model: Any = None
+        self._requests: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled belongs to this process.
+        kept = {k: v for k, v in self.__dict__.items() if k != "_lock"}
+        return {**kept, "_model": None, "_requests": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output for `x`, (B, C, H, W), at times `t`, (B,): float32.
+
+        Raises:
+            InvdiffError: OpenVINO cannot convert the network.
+        """
+        with self._lock:
+            request = self._request(tuple(x.shape))
+            inputs = [x.detach().float().contiguous().numpy(), t.detach().contiguous().numpy()]
+            return torch.from_numpy(request.infer(inputs, share_inputs=True)[0])
+
+    def trial(self, shape: tuple[int, ...], reference: Callable[[Tensor, Tensor], Tensor], last_time: int) -> Trial:
+        """Run a batch of `shape` both ways, or look up what that gave before on this machine.
+
+        Args:
+            shape: (B, C, H, W).
+            reference: the network as PyTorch runs it, `reference(x, t)`.
+            last_time: the largest of the network's own times.
+        """
+        file = self._file(f"trial-{'x'.join(map(str, shape))}-{_HINTS[self.dtype]}-{torch.get_num_threads()}.json")
+        try:
+            return Trial(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            pass
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=draw, dtype=torch.float32)
+        t = torch.randint(last_time + 1, (shape[0],), generator=draw)
+        with torch.inference_mode():
+            exact = _tensor(self._make()(x, t)).float()
+            found, seconds = _timed(lambda: self(x, t))
+            _, torch_seconds = _timed(lambda: reference(x, t))
+        scale = float(exact.square().mean().sqrt())
+        difference = float((found - exact).square().mean().sqrt()) / max(scale, 1e-30)
+        trial = Trial(difference, seconds, torch_seconds, difference <= TOLERANCE[self.dtype])
+        _log.debug("OpenVINO for %s, %s: %s", self.name, shape, trial)
+        _keep(file, json.dumps(trial.__dict__).encode())
+        return trial
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        """What runs batches of one shape."""
+        if shape not in self._requests:
+            import openvino
+
+            if self._model is None:
+                self._model = self._converted()
+            model = self._model.clone()
+            model.reshape({model.inputs[0]: list(shape), model.inputs[1]: [shape[0]]})
+            settings = {
+                "INFERENCE_PRECISION_HINT": _HINTS[self.dtype],
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "NUM_STREAMS": 1,
+                "PERFORMANCE_HINT": "LATENCY",
+                "CACHE_DIR": str(cache_folder() / "compiled"),
+            }
+            try:
+                compiled = openvino.Core().compile_model(model, "CPU", settings)
+            except RuntimeError:  # a cache folder that cannot be written
+                compiled = openvino.Core().compile_model(model, "CPU", {**settings, "CACHE_DIR": ""})
+            self._requests[shape] = compiled.create_infer_request()
+        return self._requests[shape]
+
+    def _converted(self) -> Any:
+        """The network in OpenVINO's form, for batches of any size, from the cache or made anew."""
+        import openvino
+
+        file = self._file("network.xml")
+        if file.is_file():
+            try:
+                return openvino.Core().read_model(file)
+            except RuntimeError as error:
+                _log.debug("OpenVINO's file %s cannot be read: %s", file, error)
+        _log.warning("converting %s for OpenVINO; this takes some seconds, once", self.name)
+        network = self._make()
+        shape = network_input(network)
+        x, t = torch.zeros(2, *shape, dtype=torch.float32), torch.tensor([1, 2])
+        free = openvino.PartialShape([-1, shape[0], -1, -1]), openvino.PartialShape([-1])
+        try:
+            with torch.no_grad():
+                model = openvino.convert_model(network, example_input=(x, t), input=list(free))
+        except Exception as error:  # the tracer raises whatever the network's code makes of it
+            raise InvdiffError(
+                f"engine 'openvino' cannot convert {self.name}: {type(error).__name__}: {str(error).splitlines()[0]}. "
+                "engine='torch' runs it"
+            ) from error
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            openvino.save_model(model, str(file), compress_to_fp16=False)
+        except (OSError, RuntimeError) as error:
+            _log.debug("OpenVINO's file %s cannot be written: %s", file, error)
+        return model
+
+    def _file(self, name: str) -> Path:
+        if self._fingerprint is None:
+            self._fingerprint = _fingerprint(self._make())
+        return cache_folder() / self._fingerprint / name
+
+
+def network_input(network: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of an example for the tracer: the described size, or 64 pixels where any is taken."""
+    channels, height, width = getattr(getattr(network, "description", None), "image_shape", (3, None, None))
+    return int(channels), int(height or 64), int(width or 64)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """A name for a network with these weights under these versions."""
+    import openvino
+
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(f"{type(network).__qualname__} {torch.__version__} {openvino.__version__} {network!r}".encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Write a file of the cache, where that is possible."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
+    except OSError as error:
+        _log.debug("%s cannot be written: %s", file, error)
+
+
+def _tensor(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out.sample if hasattr(out, "sample") else out[0]
+
+
+def _timed(call: Callable[[], Tensor], repeats: int = 5) -> tuple[Tensor, float]:
+    """The result, and the least of some times: what the call takes when nothing else runs."""
+    call()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        out = call()
+        times.append(time.perf_counter() - began)
+    return out, min(times)
