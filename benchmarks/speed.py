@@ -59,6 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "dps": {},
     "mmps": {},
     "tmpd": {},
+    "mask_shift": {"jump_length": 1, "jump_n_sample": 2},
     "mcg-diff": {"particles": 1},
     "fps-smc": {"particles": 1},
     "tds": {"particles": 1},
