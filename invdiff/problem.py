@@ -55,6 +55,15 @@ class Problem:
         """``A^+ y``, (B, C, H, W)."""
         return self.operator.pinv(self.y)
 
+    @cached_property
+    def known_pixels(self) -> Tensor | None:
+        """Which pixels y holds, bool (1 or B, C, H, W), where it is the image itself with some pixels missing; else None."""
+        A, shape = self.operator, tuple(self.image_shape)
+        if A.task != "mask" or tuple(A.measurement_shape(shape)) != shape:
+            return None
+        read = A.reads(shape)
+        return None if read is None or bool(read.all()) else read
+
     def filtered_residual(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The filtered residual ``A^T f(A A^T) (y - A x)``; f a function of the squared singular values."""
         return self.operator.filtered_residual(f, self.y, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from invdiff.blending import poisson_blend
 from invdiff.errors import InvdiffError
 from invdiff.files import atomic_write, check_writable
 from invdiff.images import Affine, can_be_written, to_pil
@@ -50,6 +51,7 @@ class Solution:
         photos: what each measurement was read from, where it was a file or a picture: `images` and `save` follow it (grey
             stays grey; transparency, EXIF data and colour profile are kept; 16 bits stay 16 in .png and .tif).
         diagnostics: what a sampler tells of its run; of particles, see `ParticleSampler.run`.
+        known: bool, (1 or B, C, H, W), which pixels `y` holds where others are missing (a `Mask`); else None.
     """
 
     x: Tensor
@@ -64,6 +66,7 @@ class Solution:
     vjps: int = 0
     photos: tuple[Photo | None, ...] = ()
     diagnostics: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    known: Tensor | None = field(default=None, repr=False)
 
     @property
     def samples(self) -> Tensor:
@@ -138,6 +141,27 @@ class Solution:
             with atomic_write(name) as temporary:
                 to_pil(self._unit(x)).save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
         return names
+
+    def blended(self) -> Solution:
+        """The same with every hole set into the photo without a seam: see `blending.poisson_blend`.
+
+        The answer's gradients inside, the photo's values at the border; known pixels are the photo's. For samplers that do not
+        keep the known part. Noise of a noisy `y` comes back with its known pixels.
+
+        Raises:
+            InvdiffError: the measurement is no picture of which some pixels are missing.
+        """
+        if self.known is None:
+            raise InvdiffError(
+                f"blended() needs the measurement of a mask, of which some pixels are missing, got that of "
+                f"{self.settings.get('operator')}"
+            )
+        several = (
+            part if len(part) == 1 else part.repeat_interleave(self.n_samples, 0) for part in (self.y, self.known)
+        )
+        return replace(
+            self, x=poisson_blend(self.x, *several), settings={**self.settings, "blended": True}, trajectory=[]
+        )
 
     def plot(self) -> Figure:
         """Measurement, restoration, samples and their spread in one figure."""

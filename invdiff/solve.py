@@ -261,6 +261,7 @@ def solve(
         trajectory=frames,
         photos=_dressing(problem),
         diagnostics={name: torch.cat([one[name] for one in details]) for name in details[0]} if plan.alone else {},
+        known=None if problem.known_pixels is None else problem.known_pixels.cpu(),
     )
 
 

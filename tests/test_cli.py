@@ -54,6 +54,15 @@ def test_the_demonstration_photo_is_cut_by_its_script():
     assert np.abs(np.asarray(make(), int) - np.asarray(chelsea64(), int)).max() <= 1
 
 
+def test_blend_sets_what_was_filled_into_the_photo(photo, invdiff):
+    words = ("solve", "photo.png", "-s", "dps", "--steps", 2)
+    invdiff(*words, "--mask", "mask.png", "--blend", "-o", "blended.png", cwd=photo)
+    known = np.asarray(Image.open(photo / "mask.png")) > 0
+    given, restored = (np.asarray(Image.open(photo / name)) for name in ("photo.png", "blended.png"))
+    assert (given[known] == restored[known]).all() and (given[~known] != restored[~known]).any()
+    assert "--blend is for masks" in invdiff(*words, "-a", "colorization", "--blend", cwd=photo, ok=False)
+
+
 def test_solve_a_masked_photo(photo, invdiff):
     out = invdiff("solve", "photo.png", "--mask", "mask.png", "-s", "ddnm", "--steps", 4, "-o", "r.png", cwd=photo)
     assert "75 % of the pixels are known" in out and "4 network calls" in out

@@ -25,7 +25,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "training": {"backbones", "checkpoints", "priors"},
     "problem": {"operators", "backbones"},
     "samplers": {"operators", "backbones", "problem"},
-    "solution": {"problem", "samplers"},
+    "blending": set(),
+    "solution": {"problem", "samplers", "blending"},
     "plan": {"backbones", "operators", "problem"},
     "solve": {"operators", "backbones", "checkpoints", "priors", "plan", "problem", "samplers", "solution", "batches"},
     "metrics": {"operators"},  # for annotations

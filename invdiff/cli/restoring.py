@@ -86,6 +86,9 @@ def solve_command(
         str | None,
         typer.Option(help="What runs the network on the CPU: auto, torch, openvino (the extra of that name)."),
     ] = None,
+    blend: Annotated[
+        bool, typer.Option("--blend", help="Set what was filled into the photo without a seam (Poisson blending).")
+    ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Also write measurement, samples and their spread as one figure.")
     ] = None,
@@ -103,6 +106,7 @@ def solve_command(
     from invdiff.errors import InvdiffError
     from invdiff.fitting import save
     from invdiff.images import from_pil
+    from invdiff.operators import get_operator
     from invdiff.photos import Photo
     from invdiff.plotting import FIGURES, save_figure
     from invdiff.solution import check_output
@@ -128,6 +132,8 @@ def solve_command(
     if invert_mask:
         measured["invert"] = True
     _check_early(sampler, options_given, sigma_y)
+    if blend and get_operator(operator).task != "mask":
+        stop(f"--blend is for masks, of which some pixels are missing, got operator {operator!r}")
     model = resolve_backbone(backbone, device, precision, **({} if engine is None else {"engine": engine}))
     shape = model.image_shape
     if None in shape:
@@ -160,6 +166,8 @@ def solve_command(
         keep_trajectory=animate is not None,
         **options_given,
     )
+    if blend:
+        answer = answer.blended()
     try:
         files = save(answer, output, placed)
     except (InvdiffError, OSError) as error:
