@@ -7,6 +7,7 @@ solution.image.save("restored.png")
 
 from invdiff.backbones import (
     Backbone,
+    FlowBackbone,
     NetworkBackbone,
     NoiseSchedule,
     Prediction,
@@ -91,6 +92,7 @@ __all__ = [
     "DDNMPlus",
     "DiffPIR",
     "DivergenceError",
+    "FlowBackbone",
     "Format",
     "Fourier",
     "FunctionOperator",

@@ -11,12 +11,14 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
     UNet2DModel,
     UniPCMultistepScheduler,
 )
 
-from invdiff.backbones import load_backbone
+from invdiff.backbones import FlowBackbone, NoiseSchedule, load_backbone
 from invdiff.checkpoints import load_diffusers
 from invdiff.checkpoints.diffusers import noise_schedule
 from invdiff.errors import InvdiffError
@@ -197,21 +199,16 @@ def test_any_variance_preserving_scheduler_will_do():
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (
-            {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
-            "FlowMatchEulerDiscreteScheduler is of a flow-matching model",
-        ),
         ({"_class_name": "IPNDMScheduler", "trained_betas": None}, "IPNDMScheduler has no betas"),
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'; supported are linear"),
-        ({"beta_start": 1e-4, "prediction_type": "flow_prediction"}, "is of a flow-matching model"),
         (
-            UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
-            "is of a flow-matching model",
+            {"_class_name": "FlowMatchOtherScheduler"},
+            "FlowMatchOtherScheduler is not known; of flow matching, FlowMatchEuler",
         ),
-        (
-            {"_class_name": "UniPCMultistepScheduler", "beta_start": 1e-4, "use_flow_sigmas": True},
-            "flow-matching model",
-        ),
+        ({"beta_start": 1e-4, "prediction_type": "flow_prediction"}, "'flow_prediction' and use_flow_sigmas False"),
+        (UniPCMultistepScheduler(use_flow_sigmas=True), "'epsilon' and use_flow_sigmas True; a velocity"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0}, "shift must be"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1.5}, "num_train_timesteps must be"),
         ({"beta_start": 1e-4, "num_train_timesteps": 10**9}, "num_train_timesteps must be a whole number"),
         (3, "scheduler must be a diffusers scheduler"),
     ],
@@ -219,6 +216,65 @@ def test_any_variance_preserving_scheduler_will_do():
 def test_other_schedulers_are_refused_by_name(scheduler, message):
     with pytest.raises(InvdiffError, match=message):
         load_diffusers(unet(), scheduler=scheduler)
+
+
+# ---- flow matching ------------------------------------------------------------------------------------------
+
+
+def folder_of_a_flow(tmp_path, scheduler):
+    """What a pipeline of `UNet2DModel` and a flow-matching scheduler saves."""
+    unet().save_pretrained(tmp_path / "unet")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    write_index(
+        tmp_path, unet=["diffusers", "UNet2DModel"], scheduler=["diffusers", type(scheduler).__name__], _class_name="P"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"shift": 3.0}, {"num_train_timesteps": 200, "shift": 0.5}, {"invert_sigmas": True}]
+)
+def test_one_step_of_a_flow_matching_scheduler_to_the_end_sees_the_same_clean_image(settings, tmp_path):
+    theirs = FlowMatchEulerDiscreteScheduler(**settings)
+    table = theirs.sigmas.double()
+    backbone = load_backbone(folder_of_a_flow(tmp_path, theirs), precision="float32")
+    assert isinstance(backbone, FlowBackbone)
+    levels = backbone.schedule.alpha_bar[:-1]
+    share = (1 - levels).sqrt() / (levels.sqrt() + (1 - levels).sqrt())  # of noise, as their sigma
+    torch.testing.assert_close(
+        share.flip(0)[1:], table[1:], atol=2e-7, rtol=1e-6
+    )  # all but sigma = 1, without an image
+    network, (data, noise) = unet(), (inputs()[0], inputs()[0].flip(0))
+    shift = settings.get("shift", 1.0)
+    for t in (0, 57, len(levels) - 2, len(levels) - 1):
+        sigma = float(share[t])
+        theirs.set_timesteps(sigmas=[sigma / (shift + (1 - shift) * sigma)])  # which they shift once more
+        time = theirs.timesteps[0]
+        x = (1 - sigma) * data + sigma * noise
+        with torch.no_grad():
+            expected = theirs.step(network(x, time).sample, time, x).prev_sample
+            found = backbone.predict(x / float((1 - sigma) ** 2 + sigma**2) ** 0.5, t).x0
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_every_scheduler_of_flow_matching_names_the_same_network():
+    x, _ = inputs()
+    first = load_diffusers(unet(), scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0), precision="float32")
+    for scheduler in (
+        FlowMatchHeunDiscreteScheduler(shift=2.0),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=2.0),
+        {"_class_name": "FlowMatchLCMScheduler", "shift": 2.0},
+    ):
+        other = load_diffusers(unet(), scheduler=scheduler, precision="float32")
+        assert torch.equal(other.predict(x, 300).x0, first.predict(x, 300).x0)
+    sized = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    plain = load_diffusers(unet(), scheduler=sized).schedule
+    assert torch.equal(plain.alpha_bar, NoiseSchedule.flow(1000).alpha_bar)
+
+
+def test_a_velocity_has_the_channels_of_the_image():
+    with pytest.raises(InvdiffError, match="6 output channels for 3"):
+        load_diffusers(unet(out_channels=6), scheduler=FlowMatchEulerDiscreteScheduler())
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------

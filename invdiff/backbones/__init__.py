@@ -6,6 +6,7 @@ import it; it names `checkpoints` and `priors` only where a backbone is loaded b
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.edm import EDMBackbone
+from invdiff.backbones.flow import FlowBackbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.windows import Tiles, Windows
@@ -15,6 +16,7 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "Backbone",
     "EDMBackbone",
+    "FlowBackbone",
     "NetworkBackbone",
     "NoiseSchedule",
     "Prediction",

@@ -457,14 +457,7 @@ class NetworkBackbone(Backbone):
             time = schedule.timestep(int(t))
             dtype = torch.long if isinstance(time, int) else x_t.dtype
             times = torch.full((batch,), time, dtype=dtype, device=x_t.device)
-        out = self._at_any_size(x_t, times)
-        channels = x_t.shape[1]
-        wanted = (batch, channels * (2 if self.learned_variance else 1), *x_t.shape[2:])
-        if out.shape != wanted:
-            also = ""
-            if out.shape[1] == 2 * channels and not self.learned_variance:
-                also = " It has twice the channels of the image: say learned_variance=True if the second half is the variance."
-            raise InvdiffError(f"network returned shape {tuple(out.shape)}, expected {wanted}.{also}")
+        out = self._output(x_t, times)
         log_variance = None
         if self.learned_variance:
             out, v = out.chunk(2, 1)
@@ -478,6 +471,17 @@ class NetworkBackbone(Backbone):
             return Prediction(x0, weighted_sum((noise, x_t), (signal, out)), log_variance)
         prediction = Prediction.from_x0(x_t, out, a)
         return Prediction(prediction.x0, prediction.eps, log_variance)
+
+    def _output(self, x: Tensor, times: Tensor) -> Tensor:
+        """The network's output for pictures of any size, its shape checked."""
+        channels, out = x.shape[1], self._at_any_size(x, times)
+        wanted = (len(x), channels * (2 if self.learned_variance else 1), *x.shape[2:])
+        if out.shape != wanted:
+            also = ""
+            if self.prediction in PREDICTIONS and out.shape[1:2] == (2 * channels,) and not self.learned_variance:
+                also = " It has twice the channels of the image: say learned_variance=True if the second half is the variance."
+            raise InvdiffError(f"network returned shape {tuple(out.shape)}, expected {wanted}.{also}")
+        return out
 
     def _at_any_size(self, x: Tensor, times: Tensor) -> Tensor:
         """The network's output, the picture padded at its bottom and right to what the strides divide and cut again."""

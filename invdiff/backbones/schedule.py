@@ -28,7 +28,7 @@ MOST_TIMES = 1_000_000
 class NoiseSchedule:
     """Signal levels and the network's own time of each of them.
 
-    Build one with `linear`, `scaled_linear`, `cosine` or `from_betas`; thin it out with `respaced`.
+    Build one with `linear`, `scaled_linear`, `cosine`, `flow` or `from_betas`; thin it out with `respaced`.
 
     Attributes:
         alpha_bar: float64 tensor of length T + 1. ``alpha_bar[t]`` for t in 0..T-1, and one more entry, 1, that the
@@ -79,6 +79,21 @@ class NoiseSchedule:
         u = torch.arange(T + 1, dtype=torch.float64) / T
         level = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls.from_betas((1 - level[1:] / level[:-1]).clamp(max=max_beta))
+
+    @classmethod
+    def flow(cls, T: int = 1000, shift: float = 1.0) -> NoiseSchedule:
+        """The levels of flow matching: shares of noise evenly from 1/T to 1, shifted to ``shift u / (1 + (shift - 1) u)``.
+
+        With the share u of noise in ``(1 - u) data + u noise``, ``alpha_bar = (1 - u)^2 / ((1 - u)^2 + u^2)``. At u = 1 no image
+        is left; the last level is at most 2^-24 instead of 0, and less than the one before it, so that it can be divided by.
+        A `shift` above 1 has more times with much noise, as large pictures need them (Esser et al., 2024, eq. 23).
+        """
+        T, shift = _length(T), real("shift", shift, 0.01, 100)
+        u = torch.arange(1, T + 1, dtype=torch.float64) / T
+        u = shift * u / (1 + (shift - 1) * u)
+        levels = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+        levels[-1] = min(2.0**-24, float(levels[-2]) / 2) if T > 1 else 2.0**-24
+        return cls(torch.cat([levels, torch.ones(1, dtype=torch.float64)]), torch.arange(T))
 
     # ---- what a sampler reads -------------------------------------------------------------------------------
 

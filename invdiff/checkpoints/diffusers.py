@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from invdiff.backbones.base import Backbone
+from invdiff.backbones.flow import FlowBackbone
 from invdiff.backbones.network import PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.unet import build
@@ -29,6 +30,11 @@ from invdiff.checks import whole
 from invdiff.errors import InvdiffError
 
 NETWORK = "UNet2DModel"
+FLOW_SCHEDULERS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+)
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 _ACCEPTED = (
     "the name of a repository on the hub (owner/name), a folder, a pipeline of unet and scheduler, or a UNet2DModel"
@@ -80,11 +86,11 @@ def load_diffusers(
 
     Returns:
         `NetworkBackbone` on images (B, C, H, W) in [-1, 1]; twice the image's channels at the output are a learned
-        variance. Objects are copied, so the caller's stay as they are.
+        variance. Objects are copied, so the caller's stay as they are. `FlowBackbone` where the scheduler is one of flow matching.
 
     Raises:
         InvdiffError: not there, or the hub out of reach (at once); a broken file; a pipeline that is latent or
-            conditioned on text, or a scheduler that is not variance-preserving: refused by name.
+            conditioned on text, or a scheduler that is neither variance-preserving nor of flow matching: refused by name.
 
     Source: diffusers' folder format.
     """
@@ -109,8 +115,6 @@ def load_diffusers(
     check_labels(class_labels, config.get("num_class_embeds"))
     if scheduler is not None:
         found = _scheduler_config(scheduler)
-    if _is_flow(found):
-        return _flow_backbone(network, found)
     channels, out = config["in_channels"], config["out_channels"]
     if channels in _LATENT_CHANNELS:
         raise InvdiffError(
@@ -126,19 +130,22 @@ def load_diffusers(
         raise InvdiffError(
             "the scheduler's variance_type 'learned' is not supported; 'learned_range' and fixed ones are"
         )
+    if _is_flow(found) and out != channels:
+        raise InvdiffError(f"source has {out} output channels for {channels} of the image; a velocity has as many")
+    options: dict[str, Any] = {
+        "image_shape": (channels, *_size(config, image_size)),
+        "precision": precision,
+        "compile": compile,
+        "device": device,
+        "class_labels": class_labels,
+        "checkpointing": checkpointing,
+        "copy": not isinstance(source, str | os.PathLike),
+        "name": name or title,
+    }
+    if _is_flow(found):
+        return _flow_backbone(network, found, **options)
     return NetworkBackbone(
-        network,
-        noise_schedule(found),
-        (channels, *_size(config, image_size)),
-        prediction=_prediction(found),
-        learned_variance=out == 2 * channels,
-        precision=precision,
-        compile=compile,
-        device=device,
-        class_labels=class_labels,
-        checkpointing=checkpointing,
-        copy=not isinstance(source, str | os.PathLike),
-        name=name or title,
+        network, noise_schedule(found), prediction=_prediction(found), learned_variance=out == 2 * channels, **options
     )
 
 
@@ -196,15 +203,35 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _flow_backbone(network: nn.Module, config: Mapping[str, Any]) -> NetworkBackbone:
-    """Where flow-matching models enter; until an adapter takes them, they are refused.
+def _flow_backbone(network: nn.Module, config: Mapping[str, Any], **options: Any) -> FlowBackbone:
+    """A network trained with one of diffusers' flow-matching schedulers.
+
+    They call it with ``num_train_timesteps`` times the share of noise in ``(1 - u) data + u noise``, and it returns
+    ``noise - data``; with `invert_sigmas` it is the share of data and the other sign. The times of the backbone are those of the
+    scheduler's training, shifted by `shift`; a shift that depends on the size of the picture is left to the path.
 
     Raises:
-        InvdiffError: in any case.
+        InvdiffError: a scheduler that is not known, or one that says that the network predicts something else.
     """
-    raise InvdiffError(
-        f"scheduler {config.get('_class_name', 'of the source')} is of a flow-matching model (a velocity along straight lines from "
-        "noise to image, no betas): this loader takes networks of variance-preserving schedules"
+    kind = str(config.get("_class_name", ""))
+    if kind.startswith("FlowMatch") and kind not in FLOW_SCHEDULERS:
+        raise InvdiffError(f"scheduler {kind} is not known; of flow matching, {', '.join(FLOW_SCHEDULERS)} are")
+    if kind not in FLOW_SCHEDULERS and not (
+        config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+    ):
+        raise InvdiffError(
+            f"scheduler {kind or 'of the source'} is half one of flow matching: its prediction_type is "
+            f"{config.get('prediction_type', 'epsilon')!r} and use_flow_sigmas {bool(config.get('use_flow_sigmas'))}; a velocity "
+            "has 'flow_prediction' and True"
+        )
+    T = whole("num_train_timesteps", config.get("num_train_timesteps", 1000), 1, 1_000_000)
+    shift = config.get("shift" if kind in FLOW_SCHEDULERS else "flow_shift", 1.0)
+    return FlowBackbone(
+        network,
+        NoiseSchedule.flow(T, 1.0 if config.get("use_dynamic_shifting") else shift),
+        data_at=1 if config.get("invert_sigmas") else 0,
+        time_scale=T,
+        **options,
     )
 
 
