@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff.backbones import NetworkBackbone, NoiseSchedule, load_backbone
-from invdiff.backbones.haar import Description, HaarUNet
+from invdiff import Mask, make_mask, solve
+from invdiff.backbones import FlowBackbone, NetworkBackbone, NoiseSchedule, load_backbone
+from invdiff.backbones.haar import FLOW, Description, HaarUNet
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
 from invdiff.images import sample_sheet
 from invdiff.priors import GaussianBackbone
@@ -200,14 +201,44 @@ def test_a_sheet_shows_every_image_in_its_place():
 
 @pytest.mark.parametrize("weighting", ["uniform", "min-snr"])
 def test_min_snr_is_one_weight_of_the_clean_images_error_for_every_prediction(weighting):
-    """An error d in x0 is an error snr d in eps, (snr + 1) d in v."""
+    """A squared error d in x0 is snr d in eps, (snr + 1) d in v and (sqrt(snr) + 1)^2 d in the velocity of a line."""
     levels = NoiseSchedule.linear(1000).alpha_bar[:-1]
     snr = levels / (1 - levels)
-    scales = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    scales = {
+        "epsilon": snr,
+        "v_prediction": snr + 1,
+        "sample": torch.ones_like(snr),
+        "flow": (snr.sqrt() + 1) ** 2,
+    }
     for prediction, scale in scales.items():
         weights = _weights(TrainingConfig(prediction=prediction, weighting=weighting), levels)
         expected = snr.clamp(max=5) if weighting == "min-snr" else scale
         torch.testing.assert_close(weights * scale, expected)
+
+
+def test_a_velocity_is_learned_loads_back_and_restores(pictures, tmp_path):
+    quick = {**TINY, "channels": "32", "ema": 0.95, "flips": False, "prediction": "flow"}
+    trained = train(pictures, tmp_path / "flow", **quick, lr=1e-2, images=8 * 80, progress=False)
+    _, val = load_splits(pictures, 16)
+    description = Description(image_shape=(3, 16, 16), prediction="flow", schedule=FLOW)
+    untrained = HaarUNet.new(description, channels=(32,), layers=1, attention=0).backbone(precision="float32")
+    assert evaluate(trained, val) < 0.5 * evaluate(untrained, val)
+    loaded = load_backbone(tmp_path / "flow", precision="float32")
+    assert isinstance(loaded, FlowBackbone) and loaded.schedule.T == 1000
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.predict(x, 500).x0, trained.predict(x, 500).x0, atol=0.05, rtol=0.05)  # bfloat16
+    mask = make_mask("half", 16).float()
+    truth = val[:1].float() / 255
+    found = solve(Mask(mask), truth * mask, "ddnm", backbone=loaded, steps=20, progress=False).x
+    grey = (truth * mask).sum() / (3 * mask.sum())
+    assert (found - truth).square().mean() < 0.5 * ((grey - truth) * (1 - mask)).square().mean()
+    with pytest.raises(InvdiffError, match="engine 'openvino' runs networks whose times are whole numbers"):
+        load_backbone(tmp_path / "flow", engine="openvino")
+
+
+def test_crops_and_a_velocity_exclude_each_other():
+    with pytest.raises(InvdiffError, match="prediction 'flow' is for networks of one size"):
+        TrainingConfig(crops=True, prediction="flow")
 
 
 def test_every_epoch_shows_every_image_once_in_a_new_order():

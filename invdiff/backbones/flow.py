@@ -10,8 +10,10 @@ from torch import Tensor
 
 from invdiff.backbones.base import Prediction
 from invdiff.backbones.network import NetworkBackbone
+from invdiff.backbones.openvino_engine import ENGINES
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.checks import flag, real, whole
+from invdiff.checks import flag, one_of, real, whole
+from invdiff.errors import InvdiffError
 from invdiff.tensors import weighted_sum
 
 
@@ -41,6 +43,7 @@ class FlowBackbone(NetworkBackbone):
             999 for those of the rectified-flow authors.
         time_first: call ``network(t, x)``, as torchcfm's networks ask.
         precision, compile, device, checkpointing, copy, multiple_of, field_of_view, name: see `NetworkBackbone`.
+        engine: ``"auto"`` or ``"torch"``; OpenVINO runs networks whose times are whole numbers.
         class_labels: one label, or a long tensor (B,); passed as ``network(x, t, class_labels=...)``.
 
     Raises:
@@ -67,11 +70,16 @@ class FlowBackbone(NetworkBackbone):
         copy: bool = True,
         multiple_of: int = 1,
         field_of_view: int | None = None,
+        engine: str = "auto",
         name: str | None = None,
     ) -> None:
         self.data_at = whole("data_at", data_at, 0, 1)
         self.time_scale = real("time_scale", time_scale, above=0)
         self.time_first = flag("time_first", time_first)
+        if one_of("engine", engine, ENGINES) == "openvino":
+            raise InvdiffError(
+                "engine 'openvino' runs networks whose times are whole numbers, a velocity's are not; engine='torch' runs it"
+            )
         super().__init__(
             network,
             schedule,
@@ -84,6 +92,7 @@ class FlowBackbone(NetworkBackbone):
             copy=copy,
             multiple_of=multiple_of,
             field_of_view=field_of_view,
+            engine="torch",
             name=name,
         )
         self.prediction = "flow"

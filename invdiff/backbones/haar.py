@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from invdiff.backbones.flow import FlowBackbone
 from invdiff.backbones.network import PREDICTIONS, NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.unet import build, unet_class
@@ -40,10 +41,18 @@ DESCRIPTION = "invdiff.json"
 DDPM: dict[str, Any] = {"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}
 """The schedule of Ho et al. (2020)."""
 
+FLOW: dict[str, Any] = {"kind": "flow", "T": 1000}
+"""Evenly spaced shares of noise, 1/T to 1."""
+
+LEARNED = (*PREDICTIONS, "flow")
+"""What a trained network can predict: ``"flow"`` is the velocity ``noise - data`` in ``(1 - u) data + u noise``, asked with the
+point on that line and the time T u, as diffusers' flow-matching schedulers ask."""
+
 _SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "scaled_linear": NoiseSchedule.scaled_linear,
     "cosine": NoiseSchedule.cosine,
+    "flow": NoiseSchedule.flow,
     "betas": NoiseSchedule.from_betas,
 }
 
@@ -108,7 +117,7 @@ class Description:
         name: what reports call it.
         image_shape: (C, H, W), or (C, None, None) for pictures of any size.
         haar: whether the Haar transform stands around the network.
-        prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``, see `NetworkBackbone`.
+        prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``, see `NetworkBackbone`, or ``"flow"``, see `LEARNED`.
         schedule: ``{"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}``; the kind names a maker of
             `NoiseSchedule` (``"betas"`` for `from_betas`), the rest are its arguments.
         provenance: free: data, licence, recipe, images seen, held-out error.
@@ -124,7 +133,7 @@ class Description:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        one_of("prediction", self.prediction, PREDICTIONS)
+        one_of("prediction", self.prediction, LEARNED)
         shape = self.image_shape
         if not isinstance(shape, list | tuple) or len(shape) != 3:
             raise InvdiffError(f"image_shape must be (channels, height, width), got {shown(shape)}")
@@ -248,7 +257,7 @@ class HaarUNet(nn.Module):
         return cls(unet, description)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The prediction for noisy images `x`, (B, C, H, W), at times `t`, long (B,): float32, of the shape of x."""
+        """The prediction for noisy images `x`, (B, C, H, W), at times `t`, (B,): float32, of the shape of x."""
         if not self.description.haar:
             return self.unet(x, t).sample.float()
         h = _analyse(x, self.filters if x.dtype == self.filters.dtype else self.filters.to(x.dtype))
@@ -298,15 +307,9 @@ class HaarUNet(nn.Module):
     ) -> NetworkBackbone:
         """This network as a `Backbone`; the arguments are those of `NetworkBackbone`."""
         d = self.description
+        options |= {"precision": precision, "compile": compile, "device": device, "copy": copy}
         options.setdefault("name", d.name)
-        return NetworkBackbone(
-            self,
-            d.noise_schedule(),
-            d.image_shape,
-            prediction=d.prediction,
-            precision=precision,
-            compile=compile,
-            device=device,
-            copy=copy,
-            **options,
-        )
+        schedule = d.noise_schedule()
+        if d.prediction == "flow":
+            return FlowBackbone(self, schedule, d.image_shape, data_at=0, time_scale=schedule.T, **options)
+        return NetworkBackbone(self, schedule, d.image_shape, prediction=d.prediction, **options)

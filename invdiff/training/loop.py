@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invdiff.backbones.haar import DDPM, DESCRIPTION, Description, HaarUNet
+from invdiff.backbones.haar import DDPM, DESCRIPTION, FLOW, LEARNED, Description, HaarUNet
 from invdiff.backbones.local_unet import LocalUNet
-from invdiff.backbones.network import PREDICTIONS, NetworkBackbone, available_device, native_bfloat16
+from invdiff.backbones.network import NetworkBackbone, available_device, native_bfloat16
 from invdiff.backbones.weights_file import STORED
 from invdiff.backbones.zoo import EMBEDDED
 from invdiff.checks import shown
@@ -88,7 +88,11 @@ class TrainingConfig:
         "", "with crops: names or patterns of pictures without an up, which are turned by quarters too"
     )
 
-    prediction: str = option("v_prediction", "what the network predicts", choices=PREDICTIONS)
+    prediction: str = option(
+        "v_prediction",
+        "what the network predicts; flow: the velocity of a straight line from image to noise",
+        choices=LEARNED,
+    )
     weighting: str = option(
         "uniform", "of the loss over times: uniform, or min-SNR of Hang et al. 2023", choices=("uniform", "min-snr")
     )
@@ -139,6 +143,10 @@ class TrainingConfig:
         check_options(self, "train")
         if self.crops and len(self.depths) != len(self.widths):
             raise InvdiffError(f"blocks must have as many numbers as channels ({self.channels}), got {self.blocks!r}")
+        if self.crops and self.prediction == "flow":
+            raise InvdiffError(
+                "prediction 'flow' is for networks of one size; with crops the network predicts v_prediction"
+            )
         _ = self.widths
 
     @property
@@ -314,13 +322,15 @@ class _Training:
         t = (u**config.low_times * self.T).long().clamp(max=self.T - 1)
         noise = torch.randn(x0.shape, generator=draw, device=self.device, dtype=torch.float32)
         a, s = (level[t].reshape(-1, 1, 1, 1) for level in (self.signal, self.noise))
-        target = {"epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0}[config.prediction]
-        x_t = a * x0 + s * noise
+        known = {"epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0, "flow": noise - x0}
+        target, x_t, times = known[config.prediction], a * x0 + s * noise, t
+        if config.prediction == "flow":  # asked on the line, and at its own times, see LEARNED
+            x_t, times = x_t / (a + s), (self.T * s / (a + s)).flatten()
         if self.half:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            out = self.forward(x_t, t)
+            out = self.forward(x_t, times)
         loss = (self.weights[t] * (out.float() - target).square().mean((1, 2, 3))).mean()
         self.network.zero_grad(set_to_none=True)
         loss.backward()
@@ -464,7 +474,7 @@ def _network(config: TrainingConfig, name: str) -> HaarUNet | LocalUNet:
         image_shape=(3, None, None) if config.crops else (3, config.size, config.size),
         haar=True if config.crops else config.haar,
         prediction=config.prediction,
-        schedule=dict(DDPM),
+        schedule=dict(FLOW if config.prediction == "flow" else DDPM),
     )
     if config.crops:
         return _local_network(config, description)
@@ -537,8 +547,13 @@ def _weights(config: TrainingConfig, levels: Tensor) -> Tensor:
     if config.weighting == "uniform":
         return torch.ones_like(levels)
     snr = levels / (1 - levels)
-    by_itself = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[config.prediction]
-    return snr.clamp(max=config.gamma) / by_itself
+    by_itself = {
+        "epsilon": snr,
+        "v_prediction": snr + 1,
+        "sample": torch.ones_like(snr),
+        "flow": (snr.sqrt() + 1) ** 2,
+    }
+    return snr.clamp(max=config.gamma) / by_itself[config.prediction]
 
 
 def _learning_rate(config: TrainingConfig, step: int) -> float:
