@@ -132,13 +132,17 @@ def solve(
     model = resolve_backbone(backbone, device, precision)
     problem = build_problem(operator, y, sigma_y, model, value_range)
     method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
+    if reason := method.reason(problem):
+        raise InvdiffError(f"sampler {method.name!r} cannot restore a measurement of {operator!r}: {reason}")
+    if method.baseline and (terms or x_init is not None):
+        raise InvdiffError(f"guidance and x_init must be None with {method.name}, which asks no network")
     _warn_noise(method, problem)
     schedule = method.respaced(model.schedule)
     times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
     states = method.states(n_samples)  # of one image: its samples, or the particles that they are drawn from
     keys = _keys(seed, len(problem.y), states)
     first = _first_state(x_init, len(keys), model.sized(problem.image_shape))
-    whole_only = terms or every or noise is not None or first is not None or method.together
+    whole_only = terms or every or noise is not None or first is not None or method.together or method.baseline
     by_parts = not (whole_only or isinstance(method, Unconditional))
     plan = plan_restoration(
         problem.operator,
@@ -227,7 +231,7 @@ def solve(
     seconds = time.perf_counter() - started
     if states != n_samples:
         restored = restored.unflatten(0, (-1, states))[:, :n_samples].flatten(0, 1)
-    if model.bounded and float(restored.abs().max()) > 10:
+    if model.bounded and not method.baseline and float(restored.abs().max()) > 10:
         warnings.warn(
             f"the restoration reaches {float(restored.abs().max()):.3g} times the range of an image: the backbone does not predict "
             f"what it is said to ({getattr(model, 'prediction', 'its prediction type')}), or the sampler diverged",
@@ -366,6 +370,8 @@ def resolve_sampler(
         cls = type(sampler)
     else:
         raise InvdiffError(f"sampler must be a name, or a sampler or its class such as DDNM, got {shown(sampler)}")
+    if cls.baseline and path is not None:
+        raise InvdiffError(f"path must be None with {cls.name}, which has none, got {shown(path)}")
     cls.check_names(options)
     if isinstance(sampler, Sampler):
         return dataclasses.replace(sampler, **options), path_options
@@ -375,7 +381,7 @@ def resolve_sampler(
 
 def _warn_noise(sampler: Sampler, problem: Problem) -> None:
     if problem.sigma_y > 0 and not sampler.handles_noise and sampler.name != "unconditional":
-        able = ", ".join(samplers_that(handles_noise=True))
+        able = ", ".join(samplers_that(handles_noise=True, baseline=False))
         warnings.warn(
             f"{sampler.name} does not model measurement noise: sigma_y = {problem.sigma_y:g} (model range) is ignored and the "
             f"noise of y stays in the result. These samplers model it: {able}",

@@ -35,6 +35,9 @@ def bench_command(
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ..., or auto.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="Of the network: auto, float32, bfloat16, float16.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also every classical method, on the tasks that it is for.")
+    ] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="The short selection of a suite, such as `truth-quick` of `truth`.")
@@ -62,6 +65,7 @@ def bench_command(
         seeds=seeds,
         n_images=n_images,
         metrics=metrics,
+        baselines=baselines,
         resume=resume,
         shard=shard,
         executor=executor,

@@ -19,7 +19,7 @@ def list_samplers() -> None:
     import dataclasses
 
     from invdiff.backbones.schedule import NoiseSchedule
-    from invdiff.samplers import sampler_class, sampler_names
+    from invdiff.samplers import baseline_names, sampler_class, sampler_names
     from invdiff.samplers.presets import PRESETS
 
     schedule = NoiseSchedule.linear()
@@ -42,6 +42,15 @@ def list_samplers() -> None:
             values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
             say(f"    for {where}{noise}: {values}")
         console.print()
+    say("Baselines: classical methods, to be named like the samplers; they ask no network.")
+    console.print()
+    for name in baseline_names():
+        cls = sampler_class(name)
+        noise = "; models noise in y" if cls.handles_noise else ""
+        say(f"[bold]{name}[/]  baseline for {getattr(cls, 'takes', 'every operator')}{noise}")
+        say(f"  [dim]{cls.paper}[/]")
+        for field in dataclasses.fields(cls):
+            say(f"    {field.name} = {field.default!r}  [dim]{field.metadata['help']}[/]")
 
 
 @lists.command("operators")

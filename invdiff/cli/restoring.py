@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from invdiff.cli.words import key_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from invdiff.fitting import Placement
     from invdiff.operators.base import LinearOperator
@@ -89,6 +91,10 @@ def solve_command(
     blend: Annotated[
         bool, typer.Option("--blend", help="Set what was filled into the photo without a seam (Poisson blending).")
     ] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also write what classical methods make of it, as name-biharmonic.png, ..."),
+    ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Also write measurement, samples and their spread as one figure.")
     ] = None,
@@ -103,12 +109,16 @@ def solve_command(
     invdiff solve small.png --operator super_resolution -A scale=4 -A kernel=box -o large.png
     invdiff solve clean.png --simulate --operator blur -A kernel=gaussian -A sigma=1.6 --sigma-y 5 -o restored.png
     """
-    from invdiff.errors import InvdiffError
+    import torch
+
+    from invdiff.errors import InvdiffError, InvdiffWarning
     from invdiff.fitting import save
     from invdiff.images import from_pil
     from invdiff.operators import get_operator
     from invdiff.photos import Photo
     from invdiff.plotting import FIGURES, save_figure
+    from invdiff.problem import Problem
+    from invdiff.samplers import baseline_names, baselines_for
     from invdiff.solution import check_output
     from invdiff.solve import resolve_backbone, solve
 
@@ -118,6 +128,10 @@ def solve_command(
             options_given.pop("steps") if steps is None else stop("steps is given twice, as --steps and as -O steps=")
         )
     check_output(output, count=samples)
+    if baselines:
+        for name in baseline_names():
+            check_output(output.with_stem(f"{output.stem}-{name}"))
+    empty = torch.empty(0)
     if figure is not None:
         check_output(figure, FIGURES)
     if animate is not None:
@@ -182,18 +196,26 @@ def solve_command(
         save_figure(answer.plot(), figure)
     if animate is not None:
         answer.animate(animate)
-    if quiet:
-        return
-    if truth is not None:
-        from invdiff.metrics import psnr, ssim
+    if truth is not None and not quiet:
+        _say_quality(answer.x, truth)
+    for name in baselines_for(Problem(A, empty, empty, float(sigma_y), shape)) if baselines else ():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InvdiffWarning)  # of noise that it does not model
+            classical = solve(A, y, name, backbone=model, sigma_y=sigma_y, seed=seed)
+        files = save(classical, output.with_stem(f"{output.stem}-{name}"), placed)
+        if not quiet:
+            console.print(f"{name}: {classical.seconds:.1f} s -> {', '.join(map(str, files))}", highlight=False)
+        if truth is not None and not quiet:
+            _say_quality(classical.x, truth)
 
-        shown = answer.x.clamp(0, 1)
-        for i, x in enumerate(shown):
-            one = float(psnr(x[None], truth)[0]), float(ssim(x[None], truth)[0])
-            console.print(
-                f"  {'' if len(shown) == 1 else f'sample {i}: '}PSNR {one[0]:.2f} dB, SSIM {one[1]:.3f}",
-                highlight=False,
-            )
+
+def _say_quality(x: Tensor, truth: Tensor) -> None:
+    from invdiff.metrics import psnr, ssim
+
+    for i, one in enumerate(x.clamp(0, 1)):
+        db, similarity = float(psnr(one[None], truth)[0]), float(ssim(one[None], truth)[0])
+        which = "" if len(x) == 1 else f"sample {i}: "
+        console.print(f"  {which}PSNR {db:.2f} dB, SSIM {similarity:.3f}", highlight=False)
 
 
 def _check_apart(files: dict[str, Any]) -> None:

@@ -15,6 +15,16 @@ from invdiff.samplers.base import (
     sampler_names,
     samplers_that,
 )
+from invdiff.samplers.baselines import (
+    Baseline,
+    Bicubic,
+    Biharmonic,
+    PseudoInverse,
+    TotalVariation,
+    Wiener,
+    baseline_names,
+    baselines_for,
+)
 from invdiff.samplers.copaint import CoPaint
 from invdiff.samplers.daps import DAPS
 from invdiff.samplers.ddnm import DDNM, DDNMPlus
@@ -48,6 +58,9 @@ __all__ = [
     "PATHS",
     "TDS",
     "TMPD",
+    "Baseline",
+    "Bicubic",
+    "Biharmonic",
     "CoPaint",
     "Cost",
     "DDNMPlus",
@@ -58,11 +71,16 @@ __all__ = [
     "MaskShift",
     "PiGDM",
     "Progress",
+    "PseudoInverse",
     "REDDiff",
     "RePaint",
     "Replacement",
     "Sampler",
+    "TotalVariation",
     "Unconditional",
+    "Wiener",
+    "baseline_names",
+    "baselines_for",
     "jumps",
     "network_calls",
     "option",

@@ -143,6 +143,7 @@ class Sampler(ABC):
     consistent: ClassVar[bool] = False  # promises A x = y where sigma_y = 0
     uses_gradient: ClassVar[bool] = False  # one vector-Jacobian product per network call
     together: ClassVar[bool] = False  # samples of an image depend on each other: they travel in one batch
+    baseline: ClassVar[bool] = False  # classical: has no path and asks no network; see `baselines.Baseline`
     default_spacing: ClassVar[str] = "respaced"  # which times of the schedule are kept
     paper: ClassVar[str] = ""
 
@@ -181,6 +182,10 @@ class Sampler(ABC):
         """``E[x0 | x_t, y]`` as the method sees it, (B, C, H, W), for an integrator to go on with. One network call."""
         raise NotImplementedError(f"{type(self).__name__} has no estimate of x0 given y: it steps in its own way")
 
+    def reason(self, problem: Problem) -> str:
+        """Why the method cannot restore what A measured; empty where it can. Values of y are not read."""
+        return ""
+
     def products(self) -> int:
         """Vector-Jacobian products of the network per call."""
         return 1 if self.uses_gradient else 0
@@ -213,8 +218,9 @@ class Sampler(ABC):
         fields = [f.name for f in dataclasses.fields(cls)]
         for name in names:
             if name not in fields:
+                has = ", ".join(fields) or "none"
                 raise InvdiffError(
-                    f"unknown option {name!r} for sampler {cls.name}; it has {', '.join(fields)}.{near_match(name, fields)}"
+                    f"unknown option {name!r} for sampler {cls.name}; it has {has}.{near_match(name, fields)}"
                 )
 
     def states(self, n_samples: int) -> int:
@@ -414,10 +420,15 @@ def inverse(squared: Tensor) -> Tensor:
 # ---- names ------------------------------------------------------------------------------------------------------
 
 
+_BASELINES: set[str] = set()  # names, so that telling them apart imports no package
+
+
 def _sampler(name: str, cls: Any) -> type[Sampler]:
     if not (isinstance(cls, type) and issubclass(cls, Sampler)):
         raise InvdiffError(f"sampler {name!r} must be a subclass of Sampler, got {shown(cls)}")
     cls.name = cls.name if "name" in vars(cls) else name
+    if cls.baseline:
+        _BASELINES.add(name)
     return cls
 
 
@@ -446,8 +457,8 @@ def register_sampler(name: str) -> Callable[[SamplerT], SamplerT]:
 
 
 def sampler_names() -> list[str]:
-    """The names that `solve(sampler=...)` knows, those of installed packages included."""
-    return SAMPLERS.names()
+    """The diffusion samplers that `solve(sampler=...)` knows, those of installed packages included; see also `baseline_names`."""
+    return [name for name in SAMPLERS.names() if name not in _BASELINES]
 
 
 def sampler_class(name: str) -> type[Sampler]:

@@ -48,6 +48,7 @@ def bench(
     seeds: int | Sequence[int] | None = None,
     n_images: int | None = None,
     metrics: str | Sequence[str] | None = None,
+    baselines: bool = False,
     **options: Any,
 ) -> Run:
     """`invdiff bench`: a suite by name or path, changed as asked, run.
@@ -57,6 +58,7 @@ def bench(
         out: the run folder, ``runs/NAME`` by default.
         samplers, images, seeds, n_images, metrics: see `Suite.override`.
         backbone: name, path or object.
+        baselines: add every classical method to the tasks that it is for; see `Suite.with_baselines`.
         **options: see `run_suite`.
 
     Returns:
@@ -72,6 +74,9 @@ def bench(
     )
     if isinstance(backbone, Backbone):
         options["backbone"] = backbone
+    if baselines:
+        models = Backbones(chosen, options.get("backbone"), options.get("device", "auto"), options.get("precision"))
+        chosen = chosen.with_baselines(lambda task: models.of(task).image_shape)
     return run_suite(chosen, Path("runs") / chosen.name if out is None else out, **options)
 
 

@@ -25,7 +25,8 @@ own `backbone`; the sampler "exact" then draws from the posterior itself: the Mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import glob
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,6 +40,7 @@ from invdiff.metrics import metric_names
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.registry import get_operator, make_operator
 from invdiff.problem import Problem
+from invdiff.samplers import baseline_names, baselines_for
 from invdiff.samplers.base import Cost, Sampler, sampler_names
 from invdiff.samplers.paths import make_path
 from invdiff.solve import resolve_sampler
@@ -114,7 +116,7 @@ class SamplerEntry:
 
     Attributes:
         label: what the report calls it; unique in the suite.
-        name: a name of `sampler_names`.
+        name: a name of `sampler_names` or `baseline_names`.
         options: as `solve` takes them: fields of the sampler, ``path`` and its options.
         tasks: patterns of the names or parts of the tasks that it runs on, such as ``"steps*"``; all where there is none.
     """
@@ -138,10 +140,9 @@ class SamplerEntry:
         Raises:
             InvdiffError: unknown sampler or option, or a value out of its range.
         """
-        empty = torch.empty(0)
         options = self.on(task)
         path = options.pop("path", None)
-        problem = Problem(task.build(image_shape), empty, empty, task.sigma_y, tuple(image_shape))
+        problem = _problem(task, image_shape)
         sampler, path_options = resolve_sampler(self.name, problem, path, None, options)
         return sampler, path, path_options
 
@@ -149,9 +150,11 @@ class SamplerEntry:
         """Network calls and vector-Jacobian products per image, known before a run.
 
         Raises:
-            InvdiffError: as `resolve`; also a path that doesn't fit the number of steps.
+            InvdiffError: as `resolve`; also a path that doesn't fit the number of steps, and a method that is not for the task.
         """
         sampler, path, path_options = self.resolve(task, image_shape)
+        if reason := sampler.reason(_problem(task, image_shape)):
+            raise InvdiffError(f"{reason}; name the tasks that it runs on: tasks = [...]")
         clock = sampler.respaced(schedule)
         return sampler.cost(schedule, None if path is None else make_path(path, len(clock), **path_options))
 
@@ -163,6 +166,12 @@ class SamplerEntry:
         """As in the suite's file."""
         tasks = {"tasks": list(self.tasks)} if self.tasks else {}
         return {"label": self.label, "name": self.name, **self.options, **tasks}
+
+
+def _problem(task: Task, image_shape: Sequence[int]) -> Problem:
+    """A task for images of (C, H, W), without a measurement."""
+    empty = torch.empty(0)
+    return Problem(task.build(image_shape), empty, empty, task.sigma_y, tuple(image_shape))
 
 
 @dataclass(frozen=True)
@@ -404,12 +413,32 @@ class Suite:
             key = name.lower()
             mine = [e for e in self.samplers if key in (e.label.lower(), e.name.lower())]
             if not mine:
-                known = [*(e.label for e in self.samplers), *sampler_names()]
-                if name not in sampler_names():
+                methods = [*sampler_names(), *baseline_names()]
+                known = [*(e.label for e in self.samplers), *methods]
+                if name not in methods:
                     raise InvdiffError(f"unknown sampler {name!r}; one of {', '.join(known)}.{near_match(name, known)}")
                 mine = [SamplerEntry(name, name)]
             found += [entry for entry in mine if entry not in found]
         return tuple(found)
+
+    def with_baselines(self, image_shape_of: Callable[[Task], Sequence[int]]) -> Suite:
+        """The suite with every classical method beside its samplers, on the tasks with images that it is for.
+
+        Args:
+            image_shape_of: (C, H, W) of a task's images.
+        """
+        fitting: dict[str, list[str]] = {name: [] for name in baseline_names()}
+        for task in self.tasks:
+            if not self.measurements_of(task):
+                for name in baselines_for(_problem(task, image_shape_of(task))):
+                    fitting[name].append(glob.escape(task.name))
+        present = {word for entry in self.samplers for word in (entry.name, entry.label)}
+        added = [
+            SamplerEntry(name, name, tasks=tuple(names))
+            for name, names in fitting.items()
+            if names and name not in present
+        ]
+        return replace(self, samplers=(*self.samplers, *added))
 
     def task(self, name: str) -> Task:
         """The task of that name."""
