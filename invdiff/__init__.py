@@ -18,6 +18,7 @@ from invdiff.backbones import (
     register_backbone,
 )
 from invdiff.checkpoints import Format, register_format
+from invdiff.costs import Estimate, estimate
 from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
 from invdiff.operators import (
     Blur,
@@ -92,6 +93,7 @@ __all__ = [
     "DDNMPlus",
     "DiffPIR",
     "DivergenceError",
+    "Estimate",
     "FlowBackbone",
     "Format",
     "Fourier",
@@ -125,6 +127,7 @@ __all__ = [
     "WalshHadamard",
     "Windows",
     "backbone_names",
+    "estimate",
     "fourier_mask",
     "gaussian_kernel",
     "load_backbone",

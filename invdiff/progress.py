@@ -25,6 +25,8 @@ def progress_bar(what: str, total: int, show: bool | None = None) -> Iterator[Ca
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, speed_estimate_period=600
+    ) as bar:  # slow moves
         task = bar.add_task(what, total=total)
         yield lambda moves: bar.advance(task, moves)

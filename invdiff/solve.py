@@ -26,7 +26,7 @@ from invdiff.operators import Identity
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.photos import Photo
-from invdiff.plan import REGIONS, Box, Stage, plan_restoration, restore
+from invdiff.plan import REGIONS, Box, Plan, Stage, plan_restoration, restore
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
 from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samplers_that
@@ -131,28 +131,23 @@ def solve(
     batch_size = None if batch_size is None else whole("batch_size", batch_size, low=1)
     model = resolve_backbone(backbone, device, precision)
     problem = build_problem(operator, y, sigma_y, model, value_range)
-    method, path_options = resolve_sampler(sampler, problem, path, steps, sampler_options)
-    if reason := method.reason(problem):
-        raise InvdiffError(f"sampler {method.name!r} cannot restore a measurement of {operator!r}: {reason}")
-    if method.baseline and (terms or x_init is not None):
-        raise InvdiffError(f"guidance and x_init must be None with {method.name}, which asks no network")
-    _warn_noise(method, problem)
-    schedule = method.respaced(model.schedule)
-    times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
-    states = method.states(n_samples)  # of one image: its samples, or the particles that they are drawn from
-    keys = _keys(seed, len(problem.y), states)
-    first = _first_state(x_init, len(keys), model.sized(problem.image_shape))
-    whole_only = terms or every or noise is not None or first is not None or method.together or method.baseline
-    by_parts = not (whole_only or isinstance(method, Unconditional))
-    plan = plan_restoration(
-        problem.operator,
-        problem.image_shape,
+    run = prepared(
         model,
-        method.cost(model.schedule, times).calls,
-        sigma_y=problem.sigma_y,
-        region=region if by_parts else one_of("region", region, REGIONS) and "all",
-        coarse_to_fine=coarse_to_fine if by_parts or coarse_to_fine != "auto" else False,
+        problem,
+        sampler,
+        path=path,
+        options={**sampler_options, **({} if steps is None else {"steps": steps})},
+        seed=seed,
+        n_samples=n_samples,
+        x_init=x_init,
+        region=region,
+        coarse_to_fine=coarse_to_fine,
+        whole_only=bool(terms or every or noise is not None),
     )
+    method, times, states, keys, first, plan = run.method, run.times, run.states, run.keys, run.first, run.plan
+    if method.baseline and terms:
+        raise InvdiffError(f"guidance must be None with {method.name}, which asks no network")
+    _warn_noise(method, problem)
 
     details: list[dict[str, Tensor]] = []
     frames: list[Frame] = []
@@ -249,7 +244,7 @@ def solve(
         settings={
             "sampler": method.name,
             **{f.name: getattr(method, f.name) for f in dataclasses.fields(method)},
-            **({} if path is None else {"path": path if isinstance(path, str) else "own", **path_options}),
+            **({} if path is None else {"path": path if isinstance(path, str) else "own", **run.path_options}),
             "operator": repr(operator),
             "sigma_y": float(sigma_y),
             "backbone": model.name,
@@ -267,6 +262,72 @@ def solve(
         diagnostics={name: torch.cat([one[name] for one in details]) for name in details[0]} if plan.alone else {},
         known=None if problem.known_pixels is None else problem.known_pixels.cpu(),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run will do, all checked, before the network is asked.
+
+    Attributes:
+        method: the sampler.
+        path_options: of a named path.
+        times: the path.
+        states: of one image that travel together: its samples, or the particles that they are drawn from.
+        keys: (seed, sample number) of every state.
+        first: the caller's first state.
+        plan: which parts at which sizes.
+    """
+
+    method: Sampler
+    path_options: dict[str, Any]
+    times: list[int]
+    states: int
+    keys: list[tuple[int, int]]
+    first: Tensor | None
+    plan: Plan
+
+
+def prepared(
+    model: Backbone,
+    problem: Problem,
+    sampler: str | Sampler | type[Sampler],
+    *,
+    path: Any,
+    options: dict[str, Any],
+    seed: int | Sequence[int],
+    n_samples: int,
+    x_init: Tensor | None,
+    region: str,
+    coarse_to_fine: str | bool | int,
+    whole_only: bool,
+) -> Prepared:
+    """The run that `solve` makes of its arguments; `whole_only` where they forbid parts of the picture.
+
+    Raises:
+        InvdiffError: as `solve`.
+    """
+    method, path_options = resolve_sampler(sampler, problem, path, None, options)
+    if reason := method.reason(problem):
+        raise InvdiffError(f"sampler {method.name!r} cannot restore a measurement of {problem.operator!r}: {reason}")
+    if method.baseline and x_init is not None:
+        raise InvdiffError(f"x_init must be None with {method.name}, which asks no network")
+    schedule = method.respaced(model.schedule)
+    times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
+    states = method.states(n_samples)
+    keys = _keys(seed, len(problem.y), states)
+    first = _first_state(x_init, len(keys), model.sized(problem.image_shape))
+    whole_only = whole_only or first is not None or method.together or method.baseline
+    by_parts = not (whole_only or isinstance(method, Unconditional))
+    plan = plan_restoration(
+        problem.operator,
+        problem.image_shape,
+        model,
+        method.cost(model.schedule, times).calls,
+        sigma_y=problem.sigma_y,
+        region=region if by_parts else one_of("region", region, REGIONS) and "all",
+        coarse_to_fine=coarse_to_fine if by_parts or coarse_to_fine != "auto" else False,
+    )
+    return Prepared(method, path_options, list(times), states, keys, first, plan)
 
 
 def sample(
@@ -432,4 +493,4 @@ def _first_state(x_init: Tensor | None, count: int, backbone: Backbone) -> Tenso
     return state
 
 
-__all__ = ["Guidance", "resolve_backbone", "resolve_sampler", "sample", "solve"]
+__all__ = ["Guidance", "Prepared", "prepared", "resolve_backbone", "resolve_sampler", "sample", "solve"]

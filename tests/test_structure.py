@@ -29,6 +29,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "solution": {"problem", "samplers", "blending"},
     "plan": {"backbones", "operators", "problem"},
     "solve": {"operators", "backbones", "checkpoints", "priors", "plan", "problem", "samplers", "solution", "batches"},
+    "costs": {"backbones", "batches", "problem", "samplers", "solve"},
     "metrics": {"operators"},  # for annotations
     "palette": {"samplers"},  # their names, for colours that stay the same in every figure
     "batches": {"backbones", "problem", "samplers"},

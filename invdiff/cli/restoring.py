@@ -95,6 +95,9 @@ def solve_command(
         bool,
         typer.Option("--baselines", help="Also write what classical methods make of it, as name-biharmonic.png, ..."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: say network calls, time and memory, from one call.")
+    ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Also write measurement, samples and their spread as one figure.")
     ] = None,
@@ -111,6 +114,7 @@ def solve_command(
     """
     import torch
 
+    from invdiff.costs import estimate
     from invdiff.errors import InvdiffError, InvdiffWarning
     from invdiff.fitting import save
     from invdiff.images import from_pil
@@ -166,20 +170,21 @@ def solve_command(
             truth = truth.expand(1, channels, height, width) if channels == 3 else truth.mean(1, keepdim=True)
         y = A.measure(truth, sigma_y / 255, seed)
         sigma_y = sigma_y / 255
-    answer = solve(
-        A,
-        y,
-        sampler,
-        backbone=model,
-        sigma_y=sigma_y,
-        steps=steps,
-        n_samples=samples,
-        seed=seed,
-        path=path,
-        progress=False if quiet else None,
-        keep_trajectory=animate is not None,
+    arguments: dict[str, Any] = {
+        "backbone": model,
+        "sigma_y": sigma_y,
+        "steps": steps,
+        "n_samples": samples,
+        "seed": seed,
+        "path": path,
+        "progress": False if quiet else None,
+        "keep_trajectory": animate is not None,
         **options_given,
-    )
+    }
+    if dry_run:
+        console.print(f"{sampler}: {estimate(A, y, sampler, **arguments)}", highlight=False, soft_wrap=True)
+        return
+    answer = solve(A, y, sampler, **arguments)
     if blend:
         answer = answer.blended()
     try:
