@@ -661,6 +661,27 @@ def diffusers_case(**settings: Any) -> Callable[[Path], Any]:
     return make
 
 
+def flow_case(folder: Path) -> Any:
+    """A pipeline with a flow-matching scheduler: the clean image, against the last step of theirs, from sigma to 0."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from invdiff import load_backbone
+
+    _, network = diffusers_case()(folder)
+    theirs, index = FlowMatchEulerDiscreteScheduler(shift=3.0), folder / "model_index.json"
+    theirs.save_pretrained(folder / "scheduler")
+    index.write_text(index.read_text().replace("DDPMScheduler", type(theirs).__name__))
+    backbone = load_backbone(folder, precision="float32")
+
+    def last_step(x: Tensor, t: Tensor) -> Tensor:
+        sigma, time = (table.flip(0)[t] for table in (theirs.sigmas, theirs.timesteps))
+        share = sigma.reshape(-1, 1, 1, 1)
+        point = x * ((1 - share) ** 2 + share**2).sqrt()
+        return point - share * network(point, time)
+
+    return lambda x, t: backbone.predict(x, t).x0, last_step
+
+
 def denoising_diffusion_case(**shape: Any) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         state = denoising_diffusion_weights(**shape)
@@ -764,6 +785,7 @@ CASES: list[Case] = [
     ),
     Case("diffusers", "a pipeline's folder", diffusers_case()),
     Case("diffusers", "sharded weights", diffusers_case(max_shard_size="300KB")),
+    Case("diffusers", "a flow-matching pipeline's folder, `shift=3`", flow_case),
 ]
 
 
