@@ -96,7 +96,7 @@ def solve_command(
         typer.Option("--baselines", help="Also write what classical methods make of it, as name-biharmonic.png, ..."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing: say network calls, time and memory, from one call.")
+        bool, typer.Option("--dry-run", help="Write nothing: say network calls, time and memory, from a short trial.")
     ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Also write measurement, samples and their spread as one figure.")
