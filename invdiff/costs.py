@@ -53,9 +53,10 @@ class Estimate:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{width}x{height}: {calls}" for (_, height, width), calls in self.parts)
+        several = f"{self.restorations} restoration{'s' * (self.restorations != 1)}"
         products = f" and {self.vjps:,} vector-Jacobian products" if self.vjps else ""
         return (
-            f"{self.nfe:,} network calls{products} for each of {self.restorations} restoration{'s' * (self.restorations != 1)} ({sizes}), "
+            f"{self.nfe:,} network calls{products} for each of {several} ({sizes}), "
             f"{self.batch} at once; about {self.seconds:.3g} s on {self.device}, from a trial; "
             f"{self.peak_memory / 2**20:,.0f} MiB ({self.memory_is})"
         )
