@@ -15,10 +15,9 @@ import torch
 
 from invdiff.backbones.windows import in_tiles
 from invdiff.batches import Batches
-from invdiff.problem import build_problem
 from invdiff.samplers.base import estimate_with_pullback
 from invdiff.samplers.guidance import as_guidance
-from invdiff.solve import prepared, resolve_backbone, solve
+from invdiff.solve import posed, prepared, solve
 
 _LONG = 5.0
 """Seconds: a first call that takes less is one of preparations mostly, and a second one is timed."""
@@ -82,8 +81,8 @@ def estimate(operator: Any, y: Any, sampler: Any = "ddnm", **arguments: Any) -> 
     if asked["steps"] is not None:
         options["steps"] = asked["steps"]
     terms = as_guidance(asked["guidance"])
-    model = resolve_backbone(asked["backbone"], asked["device"], asked["precision"])
-    problem = build_problem(operator, y, asked["sigma_y"], model, asked["value_range"])
+    given = (asked[name] for name in ("sigma_y", "backbone", "device", "precision", "value_range"))
+    model, problem = posed(operator, y, *given)
     run = prepared(
         model,
         problem,

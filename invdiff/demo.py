@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from invdiff.backbones import DEFAULT_BACKBONE
 from invdiff.backbones.base import Backbone
 from invdiff.data import chelsea64
 from invdiff.files import make_folder
@@ -86,7 +87,7 @@ def run_demo(
     check_output(out, (".png",))
     from invdiff.plotting import picture_grid, save_figure
 
-    model = resolve_backbone(backbone)
+    model = resolve_backbone(DEFAULT_BACKBONE if backbone is None else backbone)
     truth = from_pil(chelsea64())
     rows: list[Row] = []
     pictures, captions = [], []

@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NETWORK_PRECISIONS, NetworkBackbone, available_device
 from invdiff.backbones.windows import Patched, in_tiles
+from invdiff.backbones.zoo import AUTO, DEFAULT_BACKBONE, PHOTOS, load_backbone
 from invdiff.batches import Batches
 from invdiff.checks import array, flag, function, known, one_of, shown, whole
 from invdiff.errors import InvdiffError, InvdiffWarning
@@ -82,7 +83,8 @@ def solve(
             known pixels are read.
         sampler: a name (see ``invdiff list samplers``; tuned settings for the task are used, see `samplers.presets`), a
             sampler object or class.
-        backbone: a name or path for `load_backbone`, or a `Backbone`; the embedded ``"cats64"`` by default.
+        backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"`` for pictures of
+            any size, and ``"cats64"`` at its own, 64 x 64.
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.
         steps: times kept of the schedule, 1..T; the sampler's own number by default.
         n_samples: how many restorations of each measurement.
@@ -129,8 +131,7 @@ def solve(
     terms = as_guidance(guidance)
     n_samples = whole("n_samples", n_samples, low=1)
     batch_size = None if batch_size is None else whole("batch_size", batch_size, low=1)
-    model = resolve_backbone(backbone, device, precision)
-    problem = build_problem(operator, y, sigma_y, model, value_range)
+    model, problem = posed(operator, y, sigma_y, backbone, device, precision, value_range)
     run = prepared(
         model,
         problem,
@@ -356,7 +357,9 @@ def sample(
     """
     known("sample", options, inspect.signature(solve).parameters.keys() - _SET_BY_SAMPLE | {"clip"})
     n = whole("n", n, 1, MOST_RESTORATIONS)
-    model = resolve_backbone(backbone, options.pop("device", None), options.pop("precision", None))
+    model = resolve_backbone(
+        DEFAULT_BACKBONE if is_auto(backbone) else backbone, options.pop("device", None), options.pop("precision", None)
+    )
     clip = options.pop("clip", True)
     if model.any_size or size is not None:
         height, width = (size, size) if size is None or isinstance(size, int) else size
@@ -375,6 +378,34 @@ def sample(
         )
 
 
+def posed(
+    operator: LinearOperator | NonlinearOperator,
+    y: Any,
+    sigma_y: float,
+    backbone: str | Backbone | None,
+    device: torch.device | str | None,
+    precision: str | None,
+    value_range: tuple[float, float],
+) -> tuple[Backbone, Problem]:
+    """The backbone that is meant, and the problem in its range, shape and place; the arguments are those of `solve`."""
+    model = resolve_backbone(backbone, device, precision)
+    problem = build_problem(operator, y, sigma_y, model, value_range)
+    if is_auto(backbone) and (name := automatic_backbone(problem.image_shape)) != model.name:
+        model = resolve_backbone(name, device, precision)
+        problem = build_problem(operator, y, sigma_y, model, value_range)
+    return model, problem
+
+
+def is_auto(backbone: Any) -> bool:
+    """Whether the backbone is left to the library."""
+    return backbone is None or backbone == AUTO
+
+
+def automatic_backbone(image_shape: Sequence[int | None]) -> str:
+    """The embedded backbone for pictures of a size: ``"photos"``, or ``"cats64"`` for (3, 64, 64)."""
+    return DEFAULT_BACKBONE if tuple(image_shape) == (3, 64, 64) else PHOTOS
+
+
 def resolve_backbone(
     backbone: str | Backbone | None,
     device: torch.device | str | None = None,
@@ -385,16 +416,14 @@ def resolve_backbone(
     device = None if device is None else available_device(device)
     if precision is not None:
         one_of("precision", precision, NETWORK_PRECISIONS)
-    if backbone is None or not isinstance(backbone, Backbone):
-        from invdiff.backbones.zoo import DEFAULT_BACKBONE, load_backbone
-
+    if not isinstance(backbone, Backbone):
         if backbone is not None and not isinstance(backbone, str) and not hasattr(backbone, "__fspath__"):
             raise InvdiffError(
                 f"backbone must be a name, a path or a Backbone, got {shown(backbone)}; wrap a network as "
                 "NetworkBackbone(network, schedule=NoiseSchedule.linear(1000), image_shape=(3, 256, 256))"
             )
         return load_backbone(
-            DEFAULT_BACKBONE if backbone is None else backbone,
+            PHOTOS if is_auto(backbone) else cast(str, backbone),
             precision=precision or "auto",
             device=device,
             **options,

@@ -96,5 +96,5 @@ FEW_STEPS = {
     "tmpd": {"steps": 12},
     "copaint": {"steps": 12, "lr": 0.2},
     "reddiff": {"steps": 12},
-    "daps": {"steps": 8},
+    "daps": {"steps": 40, "ode_steps": 2, "sigma_min": 0.02},
 }

@@ -329,7 +329,7 @@ def test_one_dimensional_images_and_batched_means():
             "semi-definite.*-1",
         ),
         (lambda: GaussianBackbone(torch.full((1, 2, 2), math.nan), 1.0), "mean must be finite"),
-        (lambda: GaussianBackbone("flat", 1.0), "mean must be a tensor.*str"),
+        (lambda: GaussianBackbone("flat", 1.0), "mean must be an array of numbers, got 'flat'"),
         (lambda: GaussianBackbone.circulant(torch.zeros(1, 2, 3), torch.ones(3, 2)), r"spectrum has shape \(3, 2\)"),
         (lambda: GaussianBackbone.circulant(torch.zeros(1, 1, 4), torch.arange(4.0)[None]), "negative .*not real"),
         (lambda: GaussianBackbone.circulant(torch.zeros(1, 2, 2), -torch.ones(2, 2)), "spectrum must hold variances"),

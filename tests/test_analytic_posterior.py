@@ -67,7 +67,7 @@ OPERATORS = {
     "box": SuperResolution(2, "box"),
     "bicubic": SuperResolution(2, "bicubic"),
     "grey": Colorization(),
-    "blur": Blur(gaussian_kernel(1.0, 3)),
+    "blur": Blur(gaussian_kernel(3, 1.0)),
     "hadamard": WalshHadamard(0.5),
     "identity": Identity(),
     "matrix": MatrixOperator(normal(7, D, seed=8)),
@@ -376,7 +376,7 @@ def test_pictures_of_single_precision(operator):
         "mask": Mask(mask),
         "box": SuperResolution(4, "box"),
         "grey": Colorization(),
-        "blur": Blur(gaussian_kernel(2.0, 9)),
+        "blur": Blur(gaussian_kernel(9, 2.0)),
     }[operator]
     x = backbone.prior_sample(1, seed=3)
     sigma_y = 0.1 if operator == "blur" else 0.0
@@ -431,4 +431,4 @@ def test_too_large_a_measurement_is_refused_with_a_way_out(monkeypatch):
     monkeypatch.setattr(posterior, "SVD_WORK", 0)
     monkeypatch.setattr(posterior, "COGRAM_SIDE", 8)
     with pytest.raises(InvdiffError, match="up to 8 such numbers"):
-        gaussian("dense").posterior(Blur(gaussian_kernel(1.0, 3)), torch.zeros(1, *SHAPE))
+        gaussian("dense").posterior(Blur(gaussian_kernel(3, 1.0)), torch.zeros(1, *SHAPE))

@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,8 @@ class OpenVINOEngine:
         x, t = torch.zeros(2, *shape, dtype=torch.float32), torch.tensor([1, 2])
         free = openvino.PartialShape([-1, shape[0], -1, -1]), openvino.PartialShape([-1])
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer about shapes, which stay free
                 model = openvino.convert_model(network, example_input=(x, t), input=list(free))
         except Exception as error:  # the tracer raises whatever the network's code makes of it
             raise InvdiffError(

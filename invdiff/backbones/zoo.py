@@ -16,8 +16,14 @@ from invdiff.registry import Registry
 
 Loader = Callable[..., Backbone]
 
+AUTO = "auto"
+"""The backbone that `solve` takes when none is named: by the size of the picture."""
+
+PHOTOS = "photos"
+"""The embedded backbone for photographs of any size."""
+
 DEFAULT_BACKBONE = "cats64"
-"""The backbone that `solve` takes when none is named."""
+"""The embedded backbone of one size that the pages teach with."""
 
 EMBEDDED = Path(__file__).parent / "weights"
 """The embedded backbones, one folder each."""

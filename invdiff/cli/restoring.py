@@ -75,7 +75,7 @@ def solve_command(
         list[str] | None, typer.Option("--option", "-O", help="A field of the sampler, such as eta=0.5; repeatable.")
     ] = None,
     path: Annotated[str | None, typer.Option(help="Another route through time: plain, jumps, travel.")] = None,
-    backbone: BackboneName = "cats64",
+    backbone: BackboneName = "auto",
     fit: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +114,7 @@ def solve_command(
     """
     import torch
 
+    from invdiff.backbones import DEFAULT_BACKBONE
     from invdiff.costs import estimate
     from invdiff.errors import InvdiffError, InvdiffWarning
     from invdiff.fitting import save
@@ -124,7 +125,7 @@ def solve_command(
     from invdiff.problem import Problem
     from invdiff.samplers import baseline_names, baselines_for
     from invdiff.solution import check_output
-    from invdiff.solve import resolve_backbone, solve
+    from invdiff.solve import automatic_backbone, is_auto, resolve_backbone, solve
 
     options_given = key_values(options)
     if "steps" in options_given:
@@ -152,12 +153,18 @@ def solve_command(
     _check_early(sampler, options_given, sigma_y)
     if blend and get_operator(operator).task != "mask":
         stop(f"--blend is for masks, of which some pixels are missing, got operator {operator!r}")
-    model = resolve_backbone(backbone, device, precision, **({} if engine is None else {"engine": engine}))
+    run_by = {} if engine is None else {"engine": engine}
+    automatic = is_auto(backbone)
+    model = resolve_backbone(
+        DEFAULT_BACKBONE if automatic and fit is not None else backbone, device, precision, **run_by
+    )
     shape = model.image_shape
     if None in shape:
         if fit is not None:
             stop(f"--fit is for backbones of one size, and {model.name} takes any: leave it out")
         shape = _restored_shape(operator, measured, model.image_shape[0], picture, simulate)
+        if automatic and automatic_backbone(shape) != model.name:
+            model = resolve_backbone(automatic_backbone(shape), device, precision, **run_by)
     channels, height, width = shape
     A, image, placed = _operator_for(operator, measured, shape, replace(picture, alpha=None).image(), fit, simulate)
     if hasattr(A, "known_fraction") and not quiet:

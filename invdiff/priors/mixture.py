@@ -144,7 +144,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
         self.image_shape = image_shape_of("means", means[0])
         self.schedule = NoiseSchedule.linear() if schedule is None else schedule
         self.name = name
-        precision = torch.promote_types(precision, torch.promote_types(weights.dtype, means.dtype))
+        precision = torch.promote_types(precision, means.dtype)  # a list of weights does not make it finer
         self._means = means.to(precision).reshape(K, -1)
         weights = weights.double()
         self._log_weights = (weights / weights.sum()).log().to(means.device, precision)

@@ -48,7 +48,7 @@ class DAPS(Sampler):
     mcmc_steps: int = option(100, "of langevin and hmc", low=1)
     lr: float = option(1e-4, "their first step (5e-5 for box masks, motion blur); stable below tau^2 / |A|^2", low=0)
     lr_min_ratio: float = option(0.01, "of the step at the last level to the first", low=0)
-    momentum: float = option(0.9, "of hmc", low=0, high=1)
+    momentum: float = option(0.9, "of hmc: share of the velocity that a step keeps", low=0, high=1)
     tau: float = option(0.0, "sqrt(2) times the noise of y as q is told (the paper: 0.01); 0 follows sigma_y", low=0)
     prior: str = option("gaussian", "around x^, or the score of x_t throughout", choices=("gaussian", "score"))
     times: str = option("discrete", "the network's own times, or those in between", choices=("discrete", "continuous"))
