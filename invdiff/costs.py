@@ -81,8 +81,8 @@ def estimate(operator: Any, y: Any, sampler: Any = "ddnm", **arguments: Any) -> 
     if asked["steps"] is not None:
         options["steps"] = asked["steps"]
     terms = as_guidance(asked["guidance"])
-    given = (asked[name] for name in ("sigma_y", "backbone", "device", "precision", "value_range"))
-    model, problem = posed(operator, y, *given)
+    place = asked["backbone"], asked["device"], asked["precision"]
+    model, problem = posed(operator, y, asked["sigma_y"], *place, asked["value_range"])
     run = prepared(
         model,
         problem,

@@ -136,7 +136,7 @@ def test_photos_of_other_sizes(photo, invdiff, fit, size):
     given = (90, 80) if fit != "pad" else size[::-1]
     chelsea64().resize(given).save(photo / "other.png")
     words = ("solve", "other.png", "--mask", "half", "--steps", 2, "-o", "fit.png")
-    refused = invdiff(*words, cwd=photo, ok=False)
+    refused = invdiff(*words, "--backbone", "cats64", cwd=photo, ok=False)
     assert "--fit crop" in refused and f"{given[0]}x{given[1]}" in refused
     invdiff(*words, "--fit", fit, cwd=photo)
     assert Image.open(photo / "fit.png").size == size[::-1]
