@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -9,7 +10,15 @@ import pytest
 import torch
 
 import invdiff as iv
+from invdiff import extensions
+from invdiff.backbones.zoo import BACKBONES
+from invdiff.checkpoints.formats import FORMATS
+from invdiff.metrics import METRICS
+from invdiff.operators import OPERATORS
+from invdiff.operators.masks import MASKS
+from invdiff.samplers.base import SAMPLERS
 
+REGISTERS = (SAMPLERS, OPERATORS, MASKS, METRICS, FORMATS, BACKBONES)
 SHAPE = (3, 16, 16)
 
 
@@ -39,6 +48,22 @@ def threads_as_before() -> Iterator[None]:
     yield
     if torch.get_num_threads() != before:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def registers_as_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test (or a block of the docs) registers or imports is forgotten: the next one may take the same name."""
+    before = [(register, dict(register._items)) for register in REGISTERS]
+    path, imported, modules = list(sys.path), list(extensions._imported), len(sys.modules)
+    yield
+    for register, items in before:
+        register._items = items
+    if len(sys.modules) != modules:
+        files = str(tmp_path_factory.getbasetemp())
+        for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(files)]:
+            del sys.modules[name]
+    extensions._imported[:] = imported
+    sys.path[:] = path
 
 
 @pytest.fixture

@@ -13,17 +13,12 @@ from PIL import Image
 
 from invdiff import registry
 from invdiff.bench.suite.suite import Suite, load_suite
-from invdiff.checkpoints.formats import FORMATS
 from invdiff.cli import main
 from invdiff.cli.terminal import imports_first
 from invdiff.data import chelsea64
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.extensions import import_extensions, imported_extensions
-from invdiff.metrics import METRICS
-from invdiff.operators import OPERATORS
-from invdiff.operators.masks import MASKS
 from invdiff.registry import Registry
-from invdiff.samplers.base import SAMPLERS
 
 ONE_FILE = '''
 from dataclasses import dataclass
@@ -98,24 +93,7 @@ class GreyWorld(Format):
 
 
 @pytest.fixture
-def clean(tmp_path):
-    """Registers and modules as they were before."""
-    before = [dict(r._items) for r in (SAMPLERS, OPERATORS, MASKS, METRICS, FORMATS)]
-    path = list(sys.path)
-    yield
-    for register, items in zip((SAMPLERS, OPERATORS, MASKS, METRICS, FORMATS), before, strict=True):
-        register._items = items
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
-    sys.path[:] = path
-    from invdiff import extensions
-
-    extensions._imported.clear()
-
-
-@pytest.fixture
-def command(clean, tmp_path, monkeypatch, capsys):
+def command(tmp_path, monkeypatch, capsys):
     """Run the command in a folder with the file: words -> what it printed."""
     (tmp_path / "mine.py").write_text(ONE_FILE)
     chelsea64().save(tmp_path / "photo.png")
@@ -232,7 +210,7 @@ def test_an_import_may_stand_anywhere_and_stays_behind_a_double_dash():
         ("json.py", "", "rename the file"),
     ],
 )
-def test_what_cannot_be_imported_is_said(clean, tmp_path, monkeypatch, name, text, message):
+def test_what_cannot_be_imported_is_said(tmp_path, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     assert json.__name__ in sys.modules
     if text is not None:
@@ -242,7 +220,7 @@ def test_what_cannot_be_imported_is_said(clean, tmp_path, monkeypatch, name, tex
     assert imported_extensions() == ()
 
 
-def test_a_file_is_imported_once_and_finds_what_stands_beside_it(clean, tmp_path, monkeypatch):
+def test_a_file_is_imported_once_and_finds_what_stands_beside_it(tmp_path, monkeypatch):
     (tmp_path / "beside_it.py").write_text("value = 3\n")
     (tmp_path / "once.py").write_text(
         "import beside_it\nassert not hasattr(beside_it, 'seen')\nbeside_it.seen = True\n"
