@@ -111,27 +111,41 @@ def _range(meta: Any) -> str:
 
 
 def presets(name: str) -> str:
-    """What `solve(sampler=name)` sets for a task, where it is not the default."""
+    """What each preset sets for a task, where it is not the default."""
     from invdiff.samplers.presets import PRESETS
+    from invdiff.samplers.presets import rows as rows_of
 
-    rows = []
-    for row in PRESETS:
-        if row.sampler == name:
-            noise = {None: "any", True: "sigma_y > 0", False: "sigma_y = 0"}[
-                row.noisy
-            ]
-            values = ", ".join(f"`{k}={v!r}`" for k, v in row.settings.items())
-            rows.append(
-                [
-                    ", ".join(row.tasks) or "every operator",
-                    noise,
-                    values,
-                    row.source,
-                ]
-            )
-    if not rows:
-        return "No tuned settings: the defaults hold for every operator."
-    return markdown_table(["operator", "noise", "settings", "from"], rows)
+    table = []
+    for preset in PRESETS:
+        for row in rows_of(preset):
+            if row.sampler == name:
+                noise = {
+                    None: "any",
+                    True: "sigma_y > 0",
+                    False: "sigma_y = 0",
+                }[row.noisy]
+                values = ", ".join(
+                    f"`{k}={v!r}`" for k, v in row.settings.items()
+                )
+                unless = (
+                    f"; not where {' or '.join(f'`{n}`' for n in row.unless)} is given"
+                    if row.unless
+                    else ""
+                )
+                table.append(
+                    [
+                        preset,
+                        ", ".join(row.tasks) or "every operator",
+                        noise,
+                        values,
+                        row.source + unless,
+                    ]
+                )
+    if not table:
+        return "Both presets are the defaults above, for every operator."
+    return markdown_table(
+        ["preset", "operator", "noise", "settings", "from"], table
+    )
 
 
 def traits(name: str) -> str:

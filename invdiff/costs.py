@@ -88,6 +88,7 @@ def estimate(operator: Any, y: Any, sampler: Any = "ddnm", **arguments: Any) -> 
         problem,
         sampler,
         path=asked["path"],
+        preset=asked["preset"],
         options=options,
         seed=asked["seed"],
         n_samples=asked["n_samples"],

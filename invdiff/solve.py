@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,14 +35,25 @@ from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samp
 from invdiff.samplers.ddnm import noisy_kin
 from invdiff.samplers.guidance import Guidance, as_guidance
 from invdiff.samplers.paths import PATHS, make_path
-from invdiff.samplers.presets import preset
+from invdiff.samplers.presets import TUNED, settings_for
 from invdiff.samplers.unconditional import Unconditional
 from invdiff.solution import Frame, Solution, in_range
 
 MOST_RESTORATIONS = 1_000_000
 """In one call: beyond this a count is a slip of the pen."""
 
-_SET_BY_SAMPLE = {"operator", "y", "sampler", "backbone", "sigma_y", "n_samples", "steps", "seed", "sampler_options"}
+_SET_BY_SAMPLE = {
+    "operator",
+    "y",
+    "sampler",
+    "backbone",
+    "sigma_y",
+    "n_samples",
+    "steps",
+    "seed",
+    "preset",
+    "sampler_options",
+}
 
 
 @torch.inference_mode(False)  # what is made here may have to be differentiated, whatever mode the caller is in
@@ -62,6 +74,7 @@ def solve(
     precision: str | None = None,
     batch_size: int | None = None,
     path: str | Sequence[int] | Callable[[int], Sequence[int]] | None = None,
+    preset: str | os.PathLike[str] | None = None,
     guidance: Any = None,
     region: str = "auto",
     coarse_to_fine: str | bool | int = "auto",
@@ -81,8 +94,7 @@ def solve(
             of the operator's measurement shape with or without a batch in front, or a list of pictures. Files, PIL images
             and uint8 arrays are 0..255, floats are in `value_range`. For a mask, a picture of full size of which only the
             known pixels are read.
-        sampler: a name (see ``invdiff list samplers``; tuned settings for the task are used, see `samplers.presets`), a
-            sampler object or class.
+        sampler: a name (see ``invdiff list samplers``; settings for the task are used, see `preset`), a sampler object or class.
         backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"`` for pictures of
             any size, and ``"cats64"`` at its own, 64 x 64.
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.
@@ -101,6 +113,9 @@ def solve(
             never parted.
         path: another route through time: ``"plain"``, ``"jumps"`` (with jump_length=10, jump_n_sample=10), ``"travel"``
             (with travel_length, travel_repeat), a list of times that ends in -1, or a function of the number of times.
+        preset: settings of the sampler for the operator's task: ``"tuned"``, which a sampler's name stands for, ``"paper"``, as
+            its authors run it, or a file of your own (.toml), see `samplers.presets`. A class takes one if asked, an object none.
+            `steps` and `sampler_options` win over it.
         guidance: extra terms: losses of x0, pairs (loss, weight) or `Guidance` objects.
         region: with a `Mask`, no noise and a backbone of any size, ``"auto"`` computes the neighbourhood of what is missing
             only, and every known pixel of the answer is the photo's; ``"all"`` computes the whole picture. With guidance, a
@@ -137,6 +152,7 @@ def solve(
         problem,
         sampler,
         path=path,
+        preset=preset,
         options={**sampler_options, **({} if steps is None else {"steps": steps})},
         seed=seed,
         n_samples=n_samples,
@@ -245,6 +261,7 @@ def solve(
         settings={
             "sampler": method.name,
             **{f.name: getattr(method, f.name) for f in dataclasses.fields(method)},
+            **({} if preset is None else {"preset": os.fspath(preset)}),
             **({} if path is None else {"path": path if isinstance(path, str) else "own", **run.path_options}),
             "operator": repr(operator),
             "sigma_y": float(sigma_y),
@@ -294,6 +311,7 @@ def prepared(
     sampler: str | Sampler | type[Sampler],
     *,
     path: Any,
+    preset: str | os.PathLike[str] | None,
     options: dict[str, Any],
     seed: int | Sequence[int],
     n_samples: int,
@@ -307,7 +325,7 @@ def prepared(
     Raises:
         InvdiffError: as `solve`.
     """
-    method, path_options = resolve_sampler(sampler, problem, path, None, options)
+    method, path_options = resolve_sampler(sampler, problem, path, options, preset)
     if reason := method.reason(problem):
         raise InvdiffError(f"sampler {method.name!r} cannot restore a measurement of {problem.operator!r}: {reason}")
     if method.baseline and x_init is not None:
@@ -437,17 +455,16 @@ def resolve_sampler(
     sampler: str | Sampler | type[Sampler],
     problem: Problem,
     path: Any = None,
-    steps: int | None = None,
     options: dict[str, Any] | None = None,
+    preset: str | os.PathLike[str] | None = None,
 ) -> tuple[Sampler, dict[str, Any]]:
     """The sampler object for a task, and those of the options that belong to a named path.
 
     Raises:
-        InvdiffError: unknown sampler or option (with the near match), or a value out of its range.
+        InvdiffError: unknown sampler, option or preset (with the near match), a value out of its range, or a preset for a sampler
+            object.
     """
     options = dict(options or {})
-    if steps is not None:
-        options["steps"] = steps
     path_options: dict[str, Any] = {}
     if isinstance(path, str) and path in PATHS:
         names = list(inspect.signature(PATHS[path]).parameters)[1:]
@@ -464,9 +481,16 @@ def resolve_sampler(
         raise InvdiffError(f"path must be None with {cls.name}, which has none, got {shown(path)}")
     cls.check_names(options)
     if isinstance(sampler, Sampler):
+        if preset is not None:
+            raise InvdiffError(
+                f"preset must be None with a sampler object, whose settings are its own, got {shown(preset)}"
+            )
         return dataclasses.replace(sampler, **options), path_options
-    tuned = preset(cls.name, problem.operator.task, problem.sigma_y > 0) if isinstance(sampler, str) else {}
-    return cls(**{**tuned, **options}), path_options
+    if preset is None and isinstance(sampler, str):
+        preset = TUNED
+    task = problem.operator.task, problem.sigma_y > 0
+    settings = {} if preset is None else settings_for(cls.name, *task, preset, options)
+    return cls(**{**settings, **options}), path_options
 
 
 def _warn_noise(sampler: Sampler, problem: Problem) -> None:

@@ -33,7 +33,7 @@ from invdiff.bench.suite.suite import Task
 from invdiff.cli.words import key_values
 from invdiff.metrics import misfit
 from invdiff.operators import OPERATORS, register_operator
-from invdiff.samplers.presets import preset
+from invdiff.samplers.presets import settings_for
 
 SHAPE = (3, 16, 16)
 
@@ -185,7 +185,7 @@ def test_a_third_operator_asks_for_tuned_settings_and_is_scored_like_a_mask(ring
     y = A(x)
     y[~A.reads((3, 64, 64))] = float("nan")  # what isn't read may hold anything
     solution = solve(A, y, "diffpir", steps=2)
-    assert solution.settings["lambda_"] == preset("diffpir", "mask", False)["lambda_"]
+    assert solution.settings["lambda_"] == settings_for("diffpir", "mask", False)["lambda_"]
     assert solution.settings["zeta"] == 1.0
     assert float(misfit(x, A, y)) == 0
     assert float(misfit(x + 0.25, A, y)) == pytest.approx(0.25, abs=1e-6)

@@ -15,12 +15,12 @@ def say(text: str) -> None:
 
 @lists.command("samplers")
 def list_samplers() -> None:
-    """Every sampler: its options with their defaults, what it handles, network calls per image."""
+    """Every sampler: its options with their defaults, what presets set for a task, what it handles, network calls per image."""
     import dataclasses
 
     from invdiff.backbones.schedule import NoiseSchedule
     from invdiff.samplers import baseline_names, sampler_class, sampler_names
-    from invdiff.samplers.presets import PRESETS
+    from invdiff.samplers.presets import PRESETS, rows
 
     schedule = NoiseSchedule.linear()
     for name in sampler_names():
@@ -36,11 +36,13 @@ def list_samplers() -> None:
         say(f"  [dim]{cls.paper}[/]")
         for field in dataclasses.fields(cls):
             say(f"    {field.name} = {field.default!r}  [dim]{field.metadata['help']}[/]")
-        for row in (row for row in PRESETS if row.sampler == name):
-            where = ", ".join(row.tasks) or "every operator"
-            noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
-            values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
-            say(f"    for {where}{noise}: {values}")
+        for preset in PRESETS:
+            for row in (row for row in rows(preset) if row.sampler == name):
+                where = ", ".join(row.tasks) or "every operator"
+                noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
+                values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
+                unless = f"  [dim]unless {', '.join(row.unless)} is given[/]" if row.unless else ""
+                say(f"    preset {preset}, for {where}{noise}: {values}{unless}")
         console.print()
     say("Baselines: classical methods, to be named like the samplers; they ask no network.")
     console.print()

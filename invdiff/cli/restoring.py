@@ -75,6 +75,10 @@ def solve_command(
         list[str] | None, typer.Option("--option", "-O", help="A field of the sampler, such as eta=0.5; repeatable.")
     ] = None,
     path: Annotated[str | None, typer.Option(help="Another route through time: plain, jumps, travel.")] = None,
+    preset: Annotated[
+        str,
+        typer.Option(help="The sampler's settings for the operator: tuned, paper, or a file (.toml); -O wins over it."),
+    ] = "tuned",
     backbone: BackboneName = "auto",
     fit: Annotated[
         str | None,
@@ -150,7 +154,7 @@ def solve_command(
         measured["mask"] = mask
     if invert_mask:
         measured["invert"] = True
-    _check_early(sampler, options_given, sigma_y)
+    _check_early(sampler, options_given, preset, sigma_y)
     if blend and get_operator(operator).task != "mask":
         stop(f"--blend is for masks, of which some pixels are missing, got operator {operator!r}")
     run_by = {} if engine is None else {"engine": engine}
@@ -184,6 +188,7 @@ def solve_command(
         "n_samples": samples,
         "seed": seed,
         "path": path,
+        "preset": preset,
         "progress": False if quiet else None,
         "keep_trajectory": animate is not None,
         **options_given,
@@ -242,13 +247,15 @@ def _check_apart(files: dict[str, Any]) -> None:
         seen.setdefault(place, name)
 
 
-def _check_early(sampler: str, options: dict[str, Any], sigma_y: float) -> None:
+def _check_early(sampler: str, options: dict[str, Any], preset: str, sigma_y: float) -> None:
     """Refuse what can be refused before a backbone is loaded."""
     from invdiff.samplers import sampler_class
     from invdiff.samplers.paths import PATHS
+    from invdiff.samplers.presets import rows
 
     of_paths = {name for path in PATHS.values() for name in list(inspect.signature(path).parameters)[1:]}
     sampler_class(sampler).check_names(name for name in options if name not in of_paths)
+    rows(preset)
     if not sigma_y >= 0:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
 

@@ -1,51 +1,206 @@
-"""Tuned settings per task, as data: what ``sampler="diffpir"`` means for a mask and for a blur.
+"""Presets: settings per task, as data. What ``sampler="diffpir"`` means for a mask and for a blur, and what its paper had there.
 
-A row applies where its sampler is asked for by name, the operator names one of its tasks (`LinearOperator.task`) and the
-noise is as stated; what the caller passes wins over it. `Solution.settings` shows what was used.
+Two are built in, both in the file ``presets.toml`` beside this module:
+
+- ``"tuned"``, what a sampler's name stands for: settings that did better on held-out images or on exact posteriors, and
+  mends of slips in the authors' code.
+- ``"paper"``, as the authors run it: the settings under which the sampler agrees with recordings of their code.
+
+A file of the same form may take their place: its rows come on top of ``"tuned"``. Whatever the caller passes wins over all of
+them, and `Solution.settings` shows what was used. A sampler object or class has its own settings and takes no preset unasked.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+from invdiff.checks import known, one_of, shown
+from invdiff.errors import InvdiffError
+from invdiff.samplers.base import SAMPLERS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TUNED, PAPER = "tuned", "paper"
+PRESETS = (TUNED, PAPER)
+FILE = Path(__file__).with_name("presets.toml")
+
+_HEAD = """\
+# Settings of samplers per task; read by `invdiff.samplers.presets`. A row holds where its sampler is named, the operator's task is
+# one of `tasks` (every one where it is left out) and there is noise in y or none (`noisy`, either where it is left out); later
+# rows win over earlier ones. A row is left out as a whole where the caller sets one of the fields in `unless`.
+# Rows with `tuned_on` are written by benchmarks/tune.py, the others by hand.
+"""
 
 
 @dataclass(frozen=True)
-class Preset:
+class Row:
     """Settings of one sampler for some tasks.
 
     Attributes:
         sampler: its name.
-        tasks: of operators; empty for all.
-        noisy: True for sigma_y > 0, False for sigma_y = 0, None for both.
         settings: values of the sampler's fields.
-        source: where they come from.
+        presets: those that it belongs to.
+        tasks: of operators (`LinearOperator.task`); empty for all.
+        noisy: True for sigma_y > 0, False for sigma_y = 0, None for both.
+        unless: fields that, set by the caller, make the row not hold.
+        source: where the settings come from.
+        tuned_on: what they were searched on; empty where they were not searched.
+        objective: of that search.
     """
 
     sampler: str
-    tasks: tuple[str, ...]
-    noisy: bool | None
     settings: dict[str, Any] = field(default_factory=dict)
+    presets: tuple[str, ...] = PRESETS
+    tasks: tuple[str, ...] = ()
+    noisy: bool | None = None
+    unless: tuple[str, ...] = ()
     source: str = ""
+    tuned_on: str = ""
+    objective: str = ""
+
+    def holds(self, sampler: str, task: str, noisy: bool, given: Collection[str] = ()) -> bool:
+        """Whether it speaks of `sampler` on operators of `task`, where the caller sets the fields `given`."""
+        return (
+            self.sampler == sampler
+            and (not self.tasks or task in self.tasks)
+            and self.noisy in (None, noisy)
+            and not set(self.unless) & set(given)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a file."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v not in (None, (), "", PRESETS)}
+        return {
+            "sampler": kept.pop("sampler"),
+            **{k: v for k, v in kept.items() if k != "settings"},
+            "settings": self.settings,
+        }
 
 
-# Lambdas are a quarter of the authors', whose sigma is on a scale of [0, 1] for images in [-1, 1].
-PRESETS: tuple[Preset, ...] = (
-    Preset("diffpir", ("mask",), False, {"steps": 20, "lambda_": 0.25, "zeta": 1.0}, "DiffPIR, inpainting script"),
-    Preset("diffpir", ("mask",), True, {"lambda_": 0.25, "zeta": 1.0}, "DiffPIR, inpainting script"),
-    Preset("diffpir", ("super_resolution",), None, {"lambda_": 1.5, "zeta": 0.25}, "DiffPIR, super-resolution script"),
-    Preset("diffpir", ("blur",), None, {"lambda_": 1.75, "zeta": 0.3}, "DiffPIR, deblurring script"),
-    Preset("dps", ("mask",), None, {"norm": "known"}, "ours: a mask's unknown pixels are not read"),
-    Preset("dps", ("super_resolution", "blur"), None, {"scale": 0.3}, "DPS, appendix D"),
-    Preset("ddrm", (), False, {"paste_known": True}, "ours: ends with A x = y"),
-    Preset("pigdm", ("mask",), False, {"project": True}, "the code of PiGDM's group, for masks"),
-)
+def rows(preset: str | os.PathLike[str] = TUNED) -> tuple[Row, ...]:
+    """The rows of a preset, in the order in which they come into force.
+
+    Args:
+        preset: ``"tuned"``, ``"paper"``, or a file (.toml).
+
+    Raises:
+        InvdiffError: unknown name (with the near match); a file that cannot be read or is not of the form.
+    """
+    name = os.fspath(preset) if isinstance(preset, str | os.PathLike) else preset
+    if isinstance(name, str) and name.endswith(".toml"):
+        return (*rows(TUNED), *read(name))
+    if name not in PRESETS:
+        try:
+            one_of("preset", name, PRESETS)
+        except InvdiffError as error:
+            raise InvdiffError(f"{error}. A file of settings ends in .toml") from None
+    return tuple(row for row in _built_in() if name in row.presets)
 
 
-def preset(sampler: str, task: str, noisy: bool) -> dict[str, Any]:
-    """The settings that the table holds for this task; an empty dict where it holds none."""
+def settings_for(
+    sampler: str, task: str, noisy: bool, preset: str | os.PathLike[str] = TUNED, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """What a preset sets for one sampler and task; an empty dict where that is nothing.
+
+    Args:
+        sampler: a name of the register.
+        task: of the operator.
+        noisy: whether sigma_y > 0.
+        preset: as in `rows`.
+        given: fields that the caller sets; they are left out.
+
+    Raises:
+        InvdiffError: as `rows`.
+    """
     found: dict[str, Any] = {}
-    for row in PRESETS:
-        if row.sampler == sampler and (not row.tasks or task in row.tasks) and row.noisy in (None, noisy):
+    for row in rows(preset):
+        if row.holds(sampler, task, noisy, given):
             found.update(row.settings)
-    return found
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def read(file: str | os.PathLike[str]) -> tuple[Row, ...]:
+    """The rows of a file, checked against the samplers that they speak of.
+
+    Raises:
+        InvdiffError: no such file, no TOML; an unknown key, sampler, preset or field, or a value out of its range. The message
+            names the row.
+    """
+    file = Path(file)
+    try:
+        held = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvdiffError(f"preset must be a file that can be read, got {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvdiffError(f"preset {file} is no TOML: {error}") from None
+    known(f"preset {file}", held, ["row"], "key")
+    found = held.get("row", [])
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise InvdiffError(f"preset {file}: row must be an array of tables, [[row]], got {shown(found)}")
+    return tuple(_row(f"preset {file}: row[{i}]", row) for i, row in enumerate(found))
+
+
+def write(file: str | os.PathLike[str], found: Iterable[Row]) -> None:
+    """Write rows as a file that `read` takes."""
+    from invdiff.files import atomic_write
+
+    tables = []
+    for row in found:
+        lines = [f"{key} = {_toml(value)}" for key, value in row.to_dict().items()]
+        tables.append("\n".join(["[[row]]", *lines, ""]))
+    with atomic_write(Path(file)) as temporary:
+        temporary.write_text("\n".join([_HEAD, *tables]), encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    """One line of TOML, in which words, numbers, truth values and lists of them are written as in JSON."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
+
+
+@lru_cache
+def _built_in() -> tuple[Row, ...]:
+    return read(FILE)
+
+
+def _row(where: str, table: Mapping[str, Any]) -> Row:
+    known(where, table, [f.name for f in dataclasses.fields(Row)], "key")
+    for name, kind, accepted in (
+        ("sampler", str, "a string"),
+        ("settings", dict, "a table of fields"),
+        ("noisy", bool, "true or false"),
+        ("source", str, "a string"),
+        ("tuned_on", str, "a string"),
+        ("objective", str, "a string"),
+    ):
+        if (name in table or name in ("sampler", "settings")) and not isinstance(table.get(name), kind):
+            raise InvdiffError(f"{where}: {name} must be {accepted}, got {shown(table.get(name))}")
+    values = dict(table)
+    for name in ("presets", "tasks", "unless"):
+        words = values.get(name, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise InvdiffError(f"{where}: {name} must be a list of strings, got {shown(words)}")
+        if name in values:
+            values[name] = tuple(words)
+    for preset in values.get("presets", ()):
+        one_of(f"{where}: presets", preset, PRESETS)
+    try:
+        cls = SAMPLERS.get(values["sampler"])
+        cls.check_names([*values["settings"], *values.get("unless", ())])
+        cls(**values["settings"])
+    except InvdiffError as error:
+        raise InvdiffError(f"{where}: {error}") from None
+    return Row(**{**values, "sampler": cls.name})

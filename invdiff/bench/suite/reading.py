@@ -192,7 +192,7 @@ def _sampler(table: _Table, suffix: str, check: bool) -> s.SamplerEntry:
         known(f"{table.where}: {s.EXACT}", table.values, [])
     elif check:
         cls = _named(f"{table.where}.name", sampler_class, name)
-        fields = [*(f.name for f in dataclasses.fields(cls)), "path"]
+        fields = [*(f.name for f in dataclasses.fields(cls)), "path", "preset"]
         if table.values.get("path") in PATHS:
             fields += list(inspect.signature(PATHS[table.values["path"]]).parameters)[1:]
         known(f"{table.where}: sampler {name}", table.values, fields)

@@ -117,7 +117,7 @@ class SamplerEntry:
     Attributes:
         label: what the report calls it; unique in the suite.
         name: a name of `sampler_names` or `baseline_names`.
-        options: as `solve` takes them: fields of the sampler, ``path`` and its options.
+        options: as `solve` takes them: fields of the sampler, ``preset``, ``path`` and its options.
         tasks: patterns of the names or parts of the tasks that it runs on, such as ``"steps*"``; all where there is none.
     """
 
@@ -135,15 +135,15 @@ class SamplerEntry:
         return {**self.options, **task.settings.get(self.name, {}), **task.settings.get(self.label, {})}
 
     def resolve(self, task: Task, image_shape: Sequence[int]) -> tuple[Sampler, Any, dict[str, Any]]:
-        """The sampler object for a task, tuned settings included, its path and the path's options.
+        """The sampler object for a task, its preset's settings included, its path and the path's options.
 
         Raises:
             InvdiffError: unknown sampler or option, or a value out of its range.
         """
         options = self.on(task)
-        path = options.pop("path", None)
+        path, preset = options.pop("path", None), options.pop("preset", None)
         problem = _problem(task, image_shape)
-        sampler, path_options = resolve_sampler(self.name, problem, path, None, options)
+        sampler, path_options = resolve_sampler(self.name, problem, path, options, preset)
         return sampler, path, path_options
 
     def cost(self, task: Task, image_shape: Sequence[int], schedule: Any) -> Cost:
