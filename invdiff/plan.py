@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from invdiff.backbones.base import Backbone
+from invdiff.backbones.windows import Windows
 from invdiff.checks import one_of, shown, whole
 from invdiff.errors import InvdiffError
 from invdiff.operators.averages import MaskAndAverages
 from invdiff.operators.mask import Mask
 from invdiff.problem import Problem
+from invdiff.regions import Box, Tile, neighbourhoods, tiles_of
 
 REGIONS = ("auto", "all")
 ROUNDING = 2 / 255 / 12**0.5
@@ -25,27 +27,6 @@ ROUNDING = 2 / 255 / 12**0.5
 COARSE_SIGMA = 0.05
 """Noise that the averages of a coarse answer are taken to have, model range: six grey levels."""
 _LEAST_SIDE = 32  # pixels of the shorter side that a picture is not shrunken below
-_CELL = 8  # pixels to a side of the cells in which neighbourhoods are found
-
-
-@dataclass(frozen=True)
-class Box:
-    """A part of a picture, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, images: Tensor) -> Tensor:
-        """This part of (..., H, W)."""
-        return images[..., self.top : self.top + self.height, self.left : self.left + self.width]
-
-    def shrunken(self, factor: int) -> Box:
-        """The blocks of `factor` x `factor` pixels that this part is made of; it begins at one."""
-        bottom, right = -(-(self.top + self.height) // factor), -(-(self.left + self.width) // factor)
-        top, left = self.top // factor, self.left // factor
-        return Box(top, left, bottom - top, right - left)
 
 
 @dataclass(frozen=True)
@@ -56,11 +37,17 @@ class Stage:
         shrink: pixels of the photo to a side of one of this stage.
         image_shape: (C, H, W) of the whole picture at this size.
         boxes: the parts of it that are computed; what lies outside is known.
+        tiles: what the network is asked about in each of these parts, in order; none where it is the whole part.
     """
 
     shrink: int
     image_shape: tuple[int, ...]
     boxes: tuple[Box, ...]
+    tiles: tuple[tuple[Tile, ...], ...] = ()
+
+    def tiles_in(self, box: Box) -> tuple[Tile, ...]:
+        """The tiles of one of the parts; none where the network is asked about it as one."""
+        return self.tiles[self.boxes.index(box)] if self.tiles else ()
 
     @property
     def whole(self) -> bool:
@@ -83,13 +70,16 @@ class Plan:
     @property
     def alone(self) -> bool:
         """Whether the picture is computed as one, at its own size only."""
-        return len(self.stages) == 1 and self.stages[0].whole
+        return len(self.stages) == 1 and self.stages[0].whole and not any(self.stages[0].tiles)
 
     @property
     def network_calls(self) -> list[tuple[tuple[int, int, int], int]]:
-        """((C, height, width), number) of the network calls for one sample, in the order in which they are made."""
+        """((C, height, width), number) of the network calls for one sample, part after part."""
         return [
-            ((stage.image_shape[0], box.height, box.width), self.calls) for stage in self.stages for box in stage.boxes
+            ((stage.image_shape[0], asked.height, asked.width), self.calls)
+            for stage in self.stages
+            for box in stage.boxes
+            for asked in [tile.seen for tile in stage.tiles_in(box)] or [box]
         ]
 
     @property
@@ -104,7 +94,9 @@ class Plan:
             sizes = ", ".join(f"{box.width}x{box.height}" for box in stage.boxes[:4])
             more = f" and {len(stage.boxes) - 4} more" if len(stage.boxes) > 4 else ""
             what = "whole" if stage.whole else f"{len(stage.boxes)} part{'s' * (len(stage.boxes) != 1)}: {sizes}{more}"
-            lines.append(f"{width}x{height} ({what}), {self.calls} network calls each")
+            tiles = sum(map(len, stage.tiles))
+            cut = f", by {tiles} tiles near the hole" if tiles else ""
+            lines.append(f"{width}x{height} ({what}{cut}), {self.calls} network calls each")
         return "; ".join(lines)
 
 
@@ -154,73 +146,15 @@ def plan_restoration(
     for level in range(levels, -1, -1):
         holes = _coarse(torch.from_numpy(missing), 2**level).numpy()
         size = (shape[0], *holes.shape)
-        boxes = [Box(0, 0, *holes.shape)]
+        boxes: list[Box] = [Box(0, 0, *holes.shape)]
+        tiles: list[tuple[Tile, ...]] = []
         if region == "auto":
-            boxes = neighbourhoods(holes, context, math.lcm(backbone.multiple_of, 2))
-        stages.append(Stage(2**level, size, tuple(boxes)))
+            multiple = math.lcm(backbone.multiple_of, 2)
+            boxes = neighbourhoods(holes, context, multiple)
+            if not isinstance(backbone, Windows):  # whose windows are its tiles
+                tiles = [tiles_of(box.of(holes), context, multiple) for box in boxes]
+        stages.append(Stage(2**level, size, tuple(boxes), tuple(tiles)))
     return Plan(tuple(stages), calls)
-
-
-def neighbourhoods(missing: np.ndarray, margin: int, multiple: int = 1) -> list[Box]:
-    """Boxes around what is missing, that do not overlap.
-
-    Args:
-        missing: (H, W) bool.
-        margin: known pixels to each side that a box holds at least, where the picture has them.
-        multiple: boxes begin and end at multiples of it, or at the border of the picture.
-    """
-    from scipy import ndimage
-
-    height, width = missing.shape
-    padded = np.pad(missing, ((0, -height % _CELL), (0, -width % _CELL)))
-    cells = padded.reshape(padded.shape[0] // _CELL, _CELL, -1, _CELL).any((1, 3))
-    near = ndimage.maximum_filter(cells, 2 * -(-margin // _CELL) + 1, mode="constant")
-    boxes = []
-    for rows, columns in ndimage.find_objects(ndimage.label(near, np.ones((3, 3)))[0]):
-        part = missing[
-            rows.start * _CELL : rows.stop * _CELL, columns.start * _CELL : columns.stop * _CELL
-        ]  # the cells are wider than what is missing: measure again
-        down, across = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
-        top, left = rows.start * _CELL, columns.start * _CELL
-        boxes.append(
-            _grown(
-                (top + int(down[0]), left + int(across[0]), top + int(down[-1]) + 1, left + int(across[-1]) + 1),
-                margin,
-                multiple,
-                (height, width),
-            )
-        )
-    return [Box(y0, x0, y1 - y0, x1 - x0) for y0, x0, y1, x1 in sorted(_merged(boxes))]
-
-
-Edges = tuple[int, int, int, int]
-
-
-def _grown(edges: Edges, margin: int, multiple: int, size: tuple[int, int]) -> Edges:
-    top, left, bottom, right = edges
-    return (
-        max(0, (top - margin) // multiple * multiple),
-        max(0, (left - margin) // multiple * multiple),
-        min(size[0], -(-(bottom + margin) // multiple) * multiple),
-        min(size[1], -(-(right + margin) // multiple) * multiple),
-    )
-
-
-def _merged(boxes: list[Edges]) -> list[Edges]:
-    """Boxes that overlap joined to one, until none do."""
-    done: list[Edges] = []
-    for box in boxes:
-        joined = True
-        while joined:
-            joined = False
-            for other in done:
-                if box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]:
-                    done.remove(other)
-                    box = (min(box[0], other[0]), min(box[1], other[1]), max(box[2], other[2]), max(box[3], other[3]))
-                    joined = True
-                    break
-        done.append(box)
-    return done
 
 
 def _asked_levels(coarse_to_fine: str | bool | int) -> int | None:

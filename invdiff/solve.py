@@ -17,7 +17,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NETWORK_PRECISIONS, NetworkBackbone, available_device
-from invdiff.backbones.windows import Patched, in_tiles
+from invdiff.backbones.windows import Near, Patched, in_tiles
 from invdiff.backbones.zoo import AUTO, DEFAULT_BACKBONE, PHOTOS, load_backbone
 from invdiff.batches import Batches
 from invdiff.checks import array, flag, function, known, one_of, shown, whole
@@ -28,9 +28,10 @@ from invdiff.operators import Identity
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.nonlinear import NonlinearOperator
 from invdiff.photos import Photo
-from invdiff.plan import REGIONS, Box, Plan, Stage, plan_restoration, restore
+from invdiff.plan import REGIONS, Plan, Stage, plan_restoration, restore
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
+from invdiff.regions import Box
 from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samplers_that
 from invdiff.samplers.ddnm import noisy_kin
 from invdiff.samplers.guidance import Guidance, as_guidance
@@ -170,12 +171,13 @@ def solve(
     frames: list[Frame] = []
     calls: list[int] = []
     started, moved = time.perf_counter(), 0
-    total = len(plan.network_calls) * len(keys) * (len(times) - 1)
+    total = sum(len(stage.boxes) for stage in plan.stages) * len(keys) * (len(times) - 1)
     with progress_bar(method.name, total, progress) as advance:
 
         def walk(task: Problem, stage: Stage, box: Box) -> Tensor:
             """Every restoration of one part of the picture at one size, (N, C, h, w), on the CPU."""
             part = in_tiles(model.sized(task.image_shape), gradient=method.uses_gradient or bool(terms))
+            tiles = stage.tiles_in(box)
             walker = method if task.sigma_y == problem.sigma_y else noisy_kin(method)
 
             def some(rows: Tensor) -> Tensor:
@@ -214,9 +216,11 @@ def solve(
                     else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
                 )
                 record = Record(per_image=states)
+                asked = task.select(rows if len(task.y) == len(keys) else images) if len(keys) > 1 else task
+                asked_of = part.select(images)
                 restored = walker.run(
-                    task.select(rows if len(task.y) == len(keys) else images) if len(keys) > 1 else task,
-                    part.select(images),
+                    asked,
+                    Near(asked_of, tiles, asked.pinv_y) if tiles else asked_of,
                     source,
                     x_init=start,
                     times=times,

@@ -10,8 +10,9 @@ from pictures import any_size, hole, photo_of
 
 import invdiff as iv
 from invdiff import InvdiffError, Mask, NetworkBackbone, NoiseSchedule, Windows, plan_restoration, solve
+from invdiff.backbones.windows import Near
 from invdiff.operators.averages import MaskAndAverages
-from invdiff.plan import Box, neighbourhoods
+from invdiff.regions import Box, Tile, neighbourhoods, tiles_of
 from invdiff.samplers import DDNM, DDNMPlus, DiffPIR, PiGDM, RePaint
 
 
@@ -66,6 +67,87 @@ def test_what_is_no_hole_in_a_clean_photo_is_computed_as_a_whole(gaussian):
             plan_restoration(Mask(hole(40, 40)), (3, 40, 40), any_size(), 10, **words)
     with pytest.raises(InvdiffError, match="coarse_to_fine"):
         plan_restoration(iv.Identity(), (3, 40, 40), any_size(), 10, coarse_to_fine=2)
+
+
+def strokes(kind: str, height: int = 300, width: int = 400) -> np.ndarray:
+    """Long thin holes whose box is mostly known."""
+    y, x = np.mgrid[:height, :width]
+    slanting = abs(y - 10 - 0.7 * x) < 3
+    if kind == "slanting":
+        return ~(slanting & (y < height - 12) & (y > 8))
+    if kind == "crossing":
+        return ~((slanting | (abs(y - height + 14 + 0.7 * x) < 3)) & (abs(y - height // 2) < height // 2 - 8))
+    frame = (abs(y - height / 2) < height / 2 - 9) & (abs(x - width / 2) < width / 2 - 9)
+    inner = (abs(y - height / 2) < height / 2 - 13) & (abs(x - width / 2) < width / 2 - 13)
+    return ~(frame & ~inner)
+
+
+@pytest.mark.parametrize("kind", ["slanting", "crossing", "frame"])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_tiles_hold_a_long_hole_with_its_margin_and_cost_less_than_its_box(kind, multiple):
+    missing = ~strokes(kind, 600, 800)
+    tiles = tiles_of(missing, 12, multiple)
+    assert len(tiles) > 1 and sum(tile.seen.area for tile in tiles) < 0.75 * missing.size
+    kept = np.zeros(missing.shape, bool)
+    for tile in tiles:
+        seen, core = tile.seen, tile.kept
+        kept[core.top : core.top + core.height, core.left : core.left + core.width] = True
+        assert seen.top <= max(0, core.top - 12) and seen.left <= max(0, core.left - 12)
+        assert seen.top + seen.height >= min(600, core.top + core.height + 12)
+        assert seen.left + seen.width >= min(800, core.left + core.width + 12)
+        assert seen.top % multiple == seen.left % multiple == 0
+        assert (seen.height % multiple == 0 or seen.top + seen.height == 600) and seen.top >= 0 <= seen.left
+    assert kept[missing].all()
+
+
+def test_a_hole_that_fills_its_box_is_not_cut():
+    for missing in (~wide_hole(90, 90, 50), np.zeros((50, 50), bool), np.ones((50, 50), bool)):
+        assert tiles_of(missing, 20) == ()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance", "kind"),
+    [
+        (RePaint(steps=4, jump_length=2, jump_n_sample=2), 2e-5, "frame"),
+        (DDNM(steps=6, eta=1.0), 2e-5, "slanting"),
+        (DDNM(steps=6), 5e-2, "frame"),
+    ],
+    ids=["repaint", "ddnm, all noise fresh", "ddnm"],
+)
+def test_tiles_near_a_long_hole_give_what_the_whole_gives(sampler, tolerance, kind):
+    y, known = photo_of(300, 400), torch.from_numpy(strokes(kind))
+    whole, near = (
+        solve(Mask(known), y, sampler, backbone=any_size(), seed=3, region=region, n_samples=2)
+        for region in ("all", "auto")
+    )
+    assert "tiles" in near.settings["plan"] and near.nfe == whole.nfe
+    assert float((whole.x - near.x).abs().max()) < tolerance
+    assert float((near.x[0] - near.x[1])[:, ~known].abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("sampler", ["ddnm+", "ddrm", "diffpir", "pigdm", "replacement", "dps"])
+def test_samplers_fill_a_long_hole_by_tiles(sampler):
+    y, known = photo_of(240, 320), torch.from_numpy(strokes("slanting", 240, 320))
+    answer = solve(Mask(known), y, sampler, backbone=any_size(), steps=4)
+    assert "tiles" in answer.settings["plan"]
+    assert torch.allclose(
+        answer.x[0][:, known], torch.from_numpy(y / 255.0).permute(2, 0, 1)[:, known].float(), atol=1e-6
+    )
+    assert bool(torch.isfinite(answer.x).all()) and not torch.equal(answer.x[0][:, ~known], 0 * answer.x[0][:, ~known])
+
+
+def test_a_learned_variance_is_the_least_where_the_picture_is_known():
+    network = NetworkBackbone(
+        lambda x, t: torch.cat([x, 0 * x], 1), image_shape=(3, None, None), learned_variance=True, field_of_view=4
+    )
+    picture = torch.rand(1, 3, 40, 40) * 2 - 1
+    near = Near(network, [Tile(Box(0, 0, 20, 20), Box(0, 0, 16, 16))], picture)
+    found = near.predict(torch.randn(2, 3, 40, 40), torch.tensor([300, 500]))
+    assert torch.equal(found.x0[:, :, 16:], picture[:, :, 16:].expand(2, -1, -1, -1))
+    assert torch.allclose(
+        found.log_variance[:, 0, -1, -1],
+        torch.tensor([min(network.schedule.log_variance_bounds(t)) for t in (300, 500)]),
+    )
 
 
 # ---- the answer is that of the whole ----------------------------------------------------------------------------

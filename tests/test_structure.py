@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "invdiff"
 # What everybody may use: no room of its own, no knowledge of the others.
 GROUND = {
     "errors", "checks", "registry", "options", "files", "images", "markdown", "memory", "noise", "photos", "progress", "tensors",
-    "extensions",
+    "extensions", "regions",
 }  # fmt: skip
 
 # Room -> the rooms that it may import, at module level or within functions. A module of the root is a room of its own.

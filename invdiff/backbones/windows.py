@@ -17,6 +17,7 @@ from invdiff.backbones.network import checked_shape, pad_to_multiple
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.checks import real, whole
 from invdiff.errors import InvdiffError
+from invdiff.regions import Tile
 
 PatchedT = TypeVar("PatchedT", bound="Patched")
 
@@ -137,6 +138,47 @@ class Tiles(Patched):
 
     def __repr__(self) -> str:
         return f"Tiles({self.backbone!r})"
+
+
+class Near(Patched):
+    """A backbone that is asked about some tiles of the picture only; everywhere else the picture is known.
+
+    There x0 is the picture itself, and the noise is what is then left of x_t. `solve` does this by itself for holes whose box is
+    mostly known (`plan_restoration`).
+
+    Args:
+        backbone: of any size.
+        tiles: what it is asked about, and what is kept of the answer.
+        picture: (B or 1, C, H, W), model range; not read where an answer is kept.
+    """
+
+    def __init__(self, backbone: Backbone, tiles: Sequence[Tile], picture: Tensor) -> None:
+        self.tiles, self.picture = tuple(tiles), picture
+        self._wrap(backbone)
+
+    def _wrap(self, backbone: Backbone) -> None:
+        super()._wrap(backbone)
+        self.image_shape, self._any_size = backbone.image_shape, backbone.any_size
+
+    def select(self, images: Tensor) -> Near:
+        other = self._around(self.backbone.select(images))
+        other.picture = self.picture if len(self.picture) == 1 else self.picture[images]
+        return other
+
+    def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
+        known = Prediction.from_x0(x_t, self.picture.expand_as(x_t), self.alpha_bar(t, x_t))
+        joined = _joined(known)
+        for tile in self.tiles:
+            found = self._asked(self.backbone, tile.seen.of(x_t), t)
+            if found.shape[1] > joined.shape[1]:  # of what is known the next state is known too: the least variance
+                joined = torch.cat([joined, _least_variance(self.schedule, x_t, t)], 1)
+            top, left = tile.kept.top - tile.seen.top, tile.kept.left - tile.seen.left
+            kept = found[..., top : top + tile.kept.height, left : left + tile.kept.width]
+            tile.kept.of(joined).copy_(kept)
+        return _parted(joined, x_t.shape[1])
+
+    def __repr__(self) -> str:
+        return f"Near({self.backbone!r}, {len(self.tiles)} tiles)"
 
 
 class Windows(Patched):
@@ -279,6 +321,13 @@ def _bell(length: int, like: Tensor) -> Tensor:
     """sin^2 along a window, nowhere 0."""
     place = (torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length
     return torch.sin(torch.pi * place) ** 2
+
+
+def _least_variance(schedule: NoiseSchedule, like: Tensor, t: int | Tensor) -> Tensor:
+    """The smaller of the two log-variances of each time, in the shape of `like`."""
+    times = t.flatten().tolist() if isinstance(t, Tensor) else [t]
+    least = torch.tensor([min(schedule.log_variance_bounds(int(one))) for one in times])
+    return least.to(like).reshape(-1, 1, 1, 1).expand_as(like)
 
 
 def _joined(found: Prediction) -> Tensor:
