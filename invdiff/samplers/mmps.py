@@ -12,7 +12,6 @@ from invdiff.backbones.base import Backbone
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Estimator, estimate_with_pullback, linear_operator, memory_of, register_sampler
-from invdiff.samplers.integrators import INTEGRATORS
 from invdiff.samplers.krylov import SOLVERS
 
 
@@ -33,7 +32,7 @@ class MMPS(Estimator):
     place of the product ``C A^T u`` that the authors' code makes at the end: here it is the sum of those of the iterations.
     """
 
-    integrator: str = option("eab3", "how the state goes on from the estimate", choices=tuple(INTEGRATORS))
+    steps: int = option(40, "times kept of the schedule", low=1)
     iterations: int = option(3, "of the Krylov solver, each one vector-Jacobian product", low=1)
     solver: str = option(
         "cg", "conjugate gradients, or GMRES, which takes an unsymmetric Jacobian", choices=tuple(SOLVERS)
