@@ -3,9 +3,9 @@
 
     python benchmarks/integrators.py --out docs/data
 
-A row is one sampler with one integrator on one measurement, in the network's calls or their worth; beside it the floor, what as many
-exact draws score (mean of several sets). All integrators see the same measurements and the same first noise, so that their
-differences have a standard error of their own, which the tables give. Goes on where it was stopped.
+A row is one sampler with one integrator on one measurement; beside it the floor, what as many exact draws score (mean of several
+sets). All integrators see the same measurements and the same first noise, so that their differences have a standard error of their
+own. Goes on where it was stopped.
 """
 
 from __future__ import annotations
