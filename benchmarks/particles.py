@@ -34,7 +34,7 @@ TASKS: tuple[tuple[str, str, int, float, int, int], ...] = (  # name, prior, row
     ("two-modes-mask", "two-modes16", 14, 0.0, 4, 500),
     ("two-modes-mask", "two-modes16", 14, 0.1, 4, 500),
     ("gmm25-80-random", "gmm25-80", 2, 0.05, 4, 500),
-    ("gmm25-800-random", "gmm25-800", 4, 0.05, 2, 200),
+    ("gmm25-800-random", "gmm25-800", 4, 0.05, 8, 64),
 )
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "tds": ("tds", {}),
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/data"), help="folder for particles.json and .md")
     parser.add_argument("--figures", type=Path, help="folder for particles.png; none by default")
     parser.add_argument("--particles", type=int, nargs="*", default=list(PARTICLES))
+    parser.add_argument("--tasks", nargs="*", help="only these")
     options = parser.parse_args()
     warnings.simplefilter("ignore", InvdiffWarning)
     torch.set_num_threads(1)
@@ -178,7 +179,7 @@ def main() -> None:
     for particles in options.particles:
         for task in TASKS:
             for label in METHODS:
-                if (task[0], task[3], label, particles) in done:
+                if (task[0], task[3], label, particles) in done or (options.tasks and task[0] not in options.tasks):
                     continue
                 rows.append(run(task, label, particles))
                 print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
