@@ -8,6 +8,7 @@ solution.image.save("restored.png")
 from invdiff.backbones import (
     Backbone,
     FlowBackbone,
+    GeneratorBackbone,
     NetworkBackbone,
     NoiseSchedule,
     Prediction,
@@ -100,6 +101,7 @@ __all__ = [
     "FunctionOperator",
     "GaussianBackbone",
     "GaussianMixtureBackbone",
+    "GeneratorBackbone",
     "Guidance",
     "Identity",
     "InvdiffError",

@@ -99,7 +99,7 @@ def solve(
         backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"`` for pictures of
             any size, and ``"cats64"`` at its own, 64 x 64.
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.
-        steps: times kept of the schedule, 1..T; the sampler's own number by default.
+        steps: times kept of the schedule, 1..T; by default the sampler's own number, or all where the schedule has fewer.
         n_samples: how many restorations of each measurement.
         seed: one for all images, or one per image. A result depends on its seed and sample number, never on its batch or,
             but for rounding, on the device.
@@ -330,6 +330,8 @@ def prepared(
         InvdiffError: as `solve`.
     """
     method, path_options = resolve_sampler(sampler, problem, path, options, preset)
+    if not isinstance(sampler, Sampler):
+        method = method.fitted(len(model.schedule), options)
     if reason := method.reason(problem):
         raise InvdiffError(f"sampler {method.name!r} cannot restore a measurement of {problem.operator!r}: {reason}")
     if method.baseline and x_init is not None:

@@ -18,7 +18,7 @@ RECORDED = [r for r in recordings(HERE / "golden") if r.algorithm in ALGORITHMS]
 @pytest.mark.parametrize("recording", RECORDED, ids=lambda recording: recording.name)
 def test_a_sampler_gives_what_its_authors_code_gave(recording: Recording):
     replayed = list(outcomes(recording))
-    assert {o.run for o in replayed} == set(recording.runs)
+    assert replayed and {o.run for o in replayed} >= set(recording.runs)  # a network by itself has no run
     for outcome in replayed:
         assert outcome.followed and outcome.passed, f"{outcome.run}: {outcome.difference:.1e} {outcome.note}"
 

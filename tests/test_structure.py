@@ -22,7 +22,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "backbones": {"checkpoints", "priors"},  # load_backbone, within functions, and only there: see ONLY_INSIDE
     "checkpoints": {"backbones", "priors"},
     "priors": {"backbones", "operators", "checkpoints"},
-    "training": {"backbones", "checkpoints", "priors"},
+    "training": {"backbones", "checkpoints", "operators", "priors"},
     "problem": {"operators", "backbones"},
     "samplers": {"operators", "backbones", "problem"},
     "blending": set(),

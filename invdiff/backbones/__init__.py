@@ -7,6 +7,7 @@ import it; it names `checkpoints` and `priors` only where a backbone is loaded b
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.edm import EDMBackbone
 from invdiff.backbones.flow import FlowBackbone
+from invdiff.backbones.generator import GeneratorBackbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.windows import Tiles, Windows
@@ -17,6 +18,7 @@ __all__ = [
     "Backbone",
     "EDMBackbone",
     "FlowBackbone",
+    "GeneratorBackbone",
     "NetworkBackbone",
     "NoiseSchedule",
     "Prediction",

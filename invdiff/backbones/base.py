@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.errors import InvdiffError
+from invdiff.noise import NoiseSource
 from invdiff.tensors import weighted_sum
 
 BackboneT = TypeVar("BackboneT", bound="Backbone")
@@ -140,6 +141,10 @@ class Backbone(ABC):
 
     def select(self: BackboneT, images: Tensor) -> BackboneT:
         """The backbone for some of the images of a stack, a long tensor of their numbers. Itself unless conditioned per image."""
+        return self
+
+    def drawing(self: BackboneT, noise: NoiseSource) -> BackboneT:
+        """The backbone for one run, whose own draws, where it has any, come from `noise`. Itself unless it draws."""
         return self
 
     def on(self: BackboneT, schedule: NoiseSchedule) -> BackboneT:

@@ -48,6 +48,9 @@ LEARNED = (*PREDICTIONS, "flow")
 """What a trained network can predict: ``"flow"`` is the velocity ``noise - data`` in ``(1 - u) data + u noise``, asked with the
 point on that line and the time T u, as diffusers' flow-matching schedulers ask."""
 
+RESTORATION = "restoration"
+"""Of a network that is no denoiser: it is shown a picture with holes and says the whole, see `restoring.RestoringUNet`."""
+
 _SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "scaled_linear": NoiseSchedule.scaled_linear,
@@ -117,9 +120,11 @@ class Description:
         name: what reports call it.
         image_shape: (C, H, W), or (C, None, None) for pictures of any size.
         haar: whether the Haar transform stands around the network.
-        prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``, see `NetworkBackbone`, or ``"flow"``, see `LEARNED`.
+        prediction: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``, see `NetworkBackbone`, ``"flow"``, see `LEARNED`, or
+            `RESTORATION`.
         schedule: ``{"kind": "linear", "T": 1000, "beta_start": 1e-4, "beta_end": 0.02}``; the kind names a maker of
-            `NoiseSchedule` (``"betas"`` for `from_betas`), the rest are its arguments.
+            `NoiseSchedule` (``"betas"`` for `from_betas`), the rest are its arguments; ``"times"`` lists the only ones that a
+            network of a few calls knows.
         provenance: free: data, licence, recipe, images seen, held-out error.
         sha256: of the weights file; empty until saved.
     """
@@ -133,7 +138,7 @@ class Description:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        one_of("prediction", self.prediction, LEARNED)
+        one_of("prediction", self.prediction, (*LEARNED, RESTORATION))
         shape = self.image_shape
         if not isinstance(shape, list | tuple) or len(shape) != 3:
             raise InvdiffError(f"image_shape must be (channels, height, width), got {shown(shape)}")
@@ -153,14 +158,17 @@ class Description:
             InvdiffError: a kind that isn't known.
         """
         arguments = dict(self.schedule)
-        kind = arguments.pop("kind", "linear")
+        kind, times = arguments.pop("kind", "linear"), arguments.pop("times", None)
         one_of("schedule kind", kind, _SCHEDULES)
         if "T" in arguments:
             whole("schedule T", arguments["T"], 1, 1_000_000)
         try:
-            return _SCHEDULES[kind](**arguments)
+            full = _SCHEDULES[kind](**arguments)
         except TypeError as error:
             raise InvdiffError(f"schedule of kind {kind!r} does not take {shown(arguments)}: {error}") from error
+        if times is not None and not isinstance(times, list | tuple):
+            raise InvdiffError(f"schedule times must be a list of whole numbers, got {shown(times)}")
+        return full if times is None else full.at_times(times)
 
     @classmethod
     def read(cls, folder: str | Path) -> Description:
@@ -219,6 +227,7 @@ class HaarUNet(nn.Module):
         layers: int = 2,
         attention: int = 8,
         dropout: float = 0.0,
+        beside: int = 0,
     ) -> HaarUNet:
         """An untrained network. Its initial weights come from torch's global generator.
 
@@ -228,6 +237,7 @@ class HaarUNet(nn.Module):
             layers: residual blocks per resolution.
             attention: self-attention at resolutions of this many pixels and below; always in the middle block.
             dropout: probability in every residual block, while training.
+            beside: channels that the input has beside the image's.
 
         Raises:
             InvdiffError: a size that cannot be halved as often as there are resolutions.
@@ -244,7 +254,7 @@ class HaarUNet(nn.Module):
         attends = [min(height, width) // fold // 2**level <= attention for level in range(len(channels))]
         unet: Any = unet_class()(
             sample_size=height // fold if height == width else (height // fold, width // fold),
-            in_channels=C * fold**2,
+            in_channels=(C + beside) * fold**2,
             out_channels=C * fold**2,
             block_out_channels=tuple(channels),
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
@@ -288,6 +298,10 @@ class HaarUNet(nn.Module):
         """
         folder = Path(folder)
         description = Description.read(folder)
+        if description.prediction == RESTORATION and cls is HaarUNet:
+            raise InvdiffError(
+                f"{folder} holds a restorer, which is no denoiser; it is a sampler: Restorer({str(folder)!r})"
+            )
         config, state = read_weights(folder, description.sha256)
         unet = build(config, folder / CONFIG)
         try:

@@ -185,6 +185,18 @@ class NoiseSchedule:
         levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
         return NoiseSchedule(levels, self.timesteps[kept], self.chain)
 
+    def at_times(self, times: Sequence[int]) -> NoiseSchedule:
+        """Keep these of the times, rising.
+
+        Raises:
+            InvdiffError: none, or one that the schedule does not have.
+        """
+        kept = sorted({whole("times", t, 0, self.T - 1) for t in times})
+        if not kept:
+            raise InvdiffError("times must be a non-empty list of indices into the schedule")
+        levels = torch.cat([self.alpha_bar[kept], self.alpha_bar[-1:]])
+        return NoiseSchedule(levels, self.timesteps[kept], self.chain)
+
     def at_levels(self, alpha_bar: Tensor) -> NoiseSchedule:
         """A schedule of other levels than the table's, whose times lie between the network's: float64, not whole.
 

@@ -4,6 +4,7 @@ Knows `backbones` and, behind a function call, diffusers. `load_backbone`, `cli`
 """
 
 from invdiff.checkpoints.classifier import NoisyClassifier, load_classifier
+from invdiff.checkpoints.ddgan import load_ddgan
 from invdiff.checkpoints.ddpm import load_ddpm
 from invdiff.checkpoints.denoising_diffusion import load_denoising_diffusion
 from invdiff.checkpoints.diffusers import load_diffusers
@@ -25,6 +26,7 @@ __all__ = [
     "known_checkpoints",
     "load_checkpoint",
     "load_classifier",
+    "load_ddgan",
     "load_ddpm",
     "load_denoising_diffusion",
     "load_diffusers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -156,6 +156,17 @@ class Sampler(ABC):
         """The times that are kept."""
         return schedule.respaced(self.steps, getattr(self, "spacing", self.default_spacing))
 
+    def fitted(self, T: int, given: Collection[str] = ()) -> Sampler:
+        """The same for a backbone of `T` times, where it would keep more of them by default: all, and jumps in proportion.
+
+        Fields in `given` are the caller's own and stay as they are.
+        """
+        if self.steps <= T or "steps" in given or self.baseline:
+            return self
+        lengths = {f.name for f in dataclasses.fields(self)} & {"jump_length", "travel_length"} - set(given)
+        shorter = {name: max(1, round(getattr(self, name) * T / self.steps)) for name in lengths}
+        return dataclasses.replace(self, steps=T, **shorter)
+
     def path(self, schedule: NoiseSchedule) -> list[int]:
         """The times visited, from the first to -1, for a schedule made by `respaced`."""
         return paths.plain(len(schedule))
@@ -284,7 +295,7 @@ class Sampler(ABC):
         Raises:
             DivergenceError: the state went non-finite.
         """
-        backbone = backbone.on(self.respaced(backbone.schedule))
+        backbone = backbone.on(self.respaced(backbone.schedule)).drawing(noise)
         schedule = backbone.schedule
         times = self.path(schedule) if times is None else list(times)
         if guidance:

@@ -183,7 +183,7 @@ def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float
     Args:
         backbone: any.
         n: how many.
-        steps: network calls, 1..T.
+        steps: network calls; at most as many as the schedule has times.
         eta: share of the ancestral noise, 0..1.
         seed: of the starting noise and of every step's.
     """
@@ -192,6 +192,7 @@ def draw_samples(backbone: Backbone, n: int = 16, *, steps: int = 50, eta: float
         if None in backbone.image_shape
         else backbone
     )
+    steps = min(steps, backbone.schedule.T)
     short = sized.on(backbone.schedule.respaced(steps))
     draw = torch.Generator().manual_seed(seed)
     with torch.inference_mode():

@@ -28,20 +28,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invdiff.backbones.haar import DDPM, DESCRIPTION, FLOW, LEARNED, Description, HaarUNet
+from invdiff.backbones.haar import DDPM, DESCRIPTION, FLOW, LEARNED, RESTORATION, Description, HaarUNet
 from invdiff.backbones.local_unet import LocalUNet
 from invdiff.backbones.network import NetworkBackbone, available_device, native_bfloat16
+from invdiff.backbones.restoring import RestoringUNet
 from invdiff.backbones.weights_file import STORED
 from invdiff.backbones.zoo import EMBEDDED
-from invdiff.checks import shown
+from invdiff.checks import one_of, shown
 from invdiff.errors import DivergenceError, InvdiffError, near_match
 from invdiff.files import atomic_write, make_folder, replace_file
 from invdiff.images import sample_sheet
+from invdiff.operators.masks import mask_names
 from invdiff.options import check_options, option
 from invdiff.training.crops import SIDES, Crops
 from invdiff.training.data import load_photos, load_splits
+from invdiff.training.distillation import TARGETS, Distillation, distance, few_times
 from invdiff.training.evaluation import EVALUATED_SIZE, draw_samples, evaluate, listed
 from invdiff.training.muon import Muon
+from invdiff.training.restoration import HELD_OUT, Adversary, masked, masks, missing_error
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
@@ -52,7 +56,18 @@ COLUMNS = ("step", "images", "loss", "lr", "gradient", "error", "seconds")
 _HASHED = 20_000
 """Images that `_Training.fingerprint` looks at: some 250 MB at 64x64, a fraction of a second."""
 
-_EVERY_RUN = ("images", "minutes", "checkpoint_minutes", "compile", "device", "cache", "licence", "name", "samples")
+_EVERY_RUN = (
+    "walks",
+    "images",
+    "minutes",
+    "checkpoint_minutes",
+    "compile",
+    "device",
+    "cache",
+    "licence",
+    "name",
+    "samples",
+)
 """Options that may change when a training is taken up again."""
 
 
@@ -80,6 +95,27 @@ class TrainingConfig:
     symmetries: bool = option(
         False, "all 8 symmetries of the square, for images without an up, such as satellite tiles"
     )
+
+    task: str = option(
+        "denoise", "what is learned: a backbone, or a network that restores in one call", choices=("denoise", "inpaint")
+    )
+    masks: str = option("wide,box,half", "with task inpaint: names of the masks that it sees, separated by commas")
+    adversarial: float = option(
+        0.0, "with task inpaint or distill: weight of a discriminator of wavelet coefficients; 0: none", low=0
+    )
+
+    distill: str = option(
+        "",
+        "teach a network of a few calls what this backbone does in many: a folder of `invdiff train` or an embedded name",
+    )
+    distill_steps: int = option(4, "with distill: calls of the student", low=1, high=64)
+    target: str = option(
+        "segment",
+        "with distill: learn where the teacher's path to the next level (segment) or to the image (end) leads",
+        choices=TARGETS,
+    )
+    walks: int = option(1500, "with distill: paths of the teacher that the student learns from, made once", low=1)
+    teacher_calls: int = option(3, "with distill: of the teacher between two levels of the student", low=1, high=250)
 
     crops: bool = option(
         False, "random crops of 64 to 128 pixels at scales 1, 1/2, 1/4: a LocalUNet, which takes pictures of any size"
@@ -110,7 +146,10 @@ class TrainingConfig:
         2e-4, "peak learning rate of AdamW; with crops, of Adam for what Muon leaves, in shares of a weight", low=0
     )
     muon: float = option(
-        0.0, "with crops: peak share of a weight that a step of Muon changes; 0: Adam throughout", low=0, high=1
+        0.0,
+        "peak share of a weight that a step of Muon changes, for filters within the network; 0: Adam throughout",
+        low=0,
+        high=1,
     )
     decay_from: float = option(
         0.0, "share of the training after which the learning rate begins to fall", low=0, high=0.99
@@ -143,6 +182,19 @@ class TrainingConfig:
         check_options(self, "train")
         if self.crops and len(self.depths) != len(self.widths):
             raise InvdiffError(f"blocks must have as many numbers as channels ({self.channels}), got {self.blocks!r}")
+        if self.task == "inpaint" and (self.crops or self.distill or not self.haar):
+            raise InvdiffError(
+                "task 'inpaint' trains a network of one size behind the Haar transform: leave out crops, distill, no-haar"
+            )
+        if self.task == "inpaint":
+            for name in listed(self.masks) or [""]:
+                one_of("masks", name, mask_names())
+        if self.adversarial and not (self.distill or self.task == "inpaint"):
+            raise InvdiffError(f"adversarial is for task inpaint and distill, got {self.adversarial:g} without them")
+        if self.distill and (self.crops or self.init):
+            raise InvdiffError(
+                "distill begins with the teacher's weights at the teacher's size: leave out crops and init"
+            )
         if self.crops and self.prediction == "flow":
             raise InvdiffError(
                 "prediction 'flow' is for networks of one size; with crops the network predicts v_prediction"
@@ -269,6 +321,8 @@ class _Training:
         self.T = len(levels)
         self.signal, self.noise = levels.sqrt().float().to(self.device), (1 - levels).sqrt().float().to(self.device)
         self.weights = _weights(config, levels).float().to(self.device)
+        self.distillation = _distillation(config, self) if config.distill else None
+        self.adversary = Adversary(3 if config.distill else 4).to(self.device) if config.adversarial else None
         self.step, self.seconds, self.error = 0, 0.0, math.nan
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss_steps = 0
@@ -316,22 +370,10 @@ class _Training:
         # Everything random in here comes from these two, both made anew for this step.
         torch.manual_seed(_mix(config.seed, step, "dropout"))
         draw = torch.Generator(self.device).manual_seed(_mix(config.seed, step, "batch"))
-        x0 = self.batch(draw).float() / 127.5 - 1
-        strata = torch.arange(len(x0), device=self.device)
-        u = (strata + torch.rand(len(x0), generator=draw, device=self.device, dtype=torch.float32)) / len(x0)
-        t = (u**config.low_times * self.T).long().clamp(max=self.T - 1)
-        noise = torch.randn(x0.shape, generator=draw, device=self.device, dtype=torch.float32)
-        a, s = (level[t].reshape(-1, 1, 1, 1) for level in (self.signal, self.noise))
-        known = {"epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0, "flow": noise - x0}
-        target, x_t, times = known[config.prediction], a * x0 + s * noise, t
-        if config.prediction == "flow":  # asked on the line, and at its own times, see LEARNED
-            x_t, times = x_t / (a + s), (self.T * s / (a + s)).flatten()
-        if self.half:
-            x_t = x_t.contiguous(memory_format=torch.channels_last)
-
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            out = self.forward(x_t, times)
-        loss = (self.weights[t] * (out.float() - target).square().mean((1, 2, 3))).mean()
+        if self.distillation is not None:
+            loss = self.distilling(self.distillation, draw)
+        else:
+            loss = self.restoring(draw) if config.task == "inpaint" else self.denoising(draw)
         self.network.zero_grad(set_to_none=True)
         loss.backward()
         gradient = nn.utils.clip_grad_norm_(self.parameters, config.clip)
@@ -347,6 +389,66 @@ class _Training:
             torch._foreach_lerp_(self.averages, self.parameters, 1 - keep)
         self.step += 1
         return loss.detach(), gradient
+
+    def denoising(self, draw: torch.Generator) -> Tensor:
+        """The loss of one batch of noised pictures."""
+        config = self.config
+        x0 = self.batch(draw).float() / 127.5 - 1
+        strata = torch.arange(len(x0), device=self.device)
+        u = (strata + torch.rand(len(x0), generator=draw, device=self.device, dtype=torch.float32)) / len(x0)
+        t = (u**config.low_times * self.T).long().clamp(max=self.T - 1)
+        noise = torch.randn(x0.shape, generator=draw, device=self.device, dtype=torch.float32)
+        a, s = (level[t].reshape(-1, 1, 1, 1) for level in (self.signal, self.noise))
+        known = {"epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0, "flow": noise - x0}
+        target, x_t, times = known[config.prediction], a * x0 + s * noise, t
+        if config.prediction == "flow":  # asked on the line, and at its own times, see LEARNED
+            x_t, times = x_t / (a + s), (self.T * s / (a + s)).flatten()
+        if self.half:
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            out = self.forward(x_t, times)
+        return (self.weights[t] * (out.float() - target).square().mean((1, 2, 3))).mean()
+
+    def restoring(self, draw: torch.Generator) -> Tensor:
+        """The loss of one batch of pictures with holes."""
+        x = self.batch(draw).float() / 127.5 - 1
+        seeds = torch.randint(
+            1 << 31, (len(x),), generator=torch.Generator().manual_seed(_mix(self.config.seed, self.step, "holes"))
+        )
+        known = masks(listed(self.config.masks), tuple(x.shape[2:]), seeds.tolist()).to(self.device)
+        shown = masked(x, known)
+        if self.half:
+            shown = shown.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            out = self.forward(shown, torch.zeros(len(x), dtype=torch.long, device=self.device))
+        loss = missing_error(out, x, known).mean()
+        if self.adversary is None:
+            return loss
+        whole = torch.where(known > 0, x, out)
+        return loss + self.against(torch.cat([x, known], 1), torch.cat([whole, known], 1))
+
+    def against(self, real: Tensor, made: Tensor) -> Tensor:
+        """What `made` pays for not looking real, after a step of the discriminator."""
+        adversary = self.adversary
+        assert adversary is not None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            adversary.learn(real, made)
+            return -self.config.adversarial * adversary.score(made).mean()
+
+    def distilling(self, distillation: Distillation, pictures: torch.Generator) -> Tensor:
+        """The loss of one batch of the teacher's walks."""
+        draw = torch.Generator().manual_seed(_mix(self.config.seed, self.step, "stretches"))
+        part = distillation.batch(self.config.batch, draw)
+        x_t, x0 = part.x_t.to(self.device), part.x0.to(self.device)
+        if self.half:
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            estimate = distillation.estimate(self.forward, x_t, part.level.to(self.device))
+        loss = distance(estimate, x0).mean()
+        if self.adversary is None:
+            return loss
+        return loss + self.against(self.batch(pictures).float() / 127.5 - 1, estimate)
 
     def batch(self, draw: torch.Generator) -> Tensor:
         """The pictures of this step, uint8 (B, 3, H, W)."""
@@ -382,8 +484,10 @@ class _Training:
 
     def checkpoint(self) -> None:
         """Held-out error, weights, plot, samples; the state to go on from last, when all else is in place."""
-        backbone, average = self.backbone(), self.saved()
-        self.error = evaluate(backbone, self.held_out)
+        average = self.saved()
+        backbone = self.backbone()
+        restores = self.config.task == "inpaint"
+        self.error = self.missing_on(self.shown()) if restores else evaluate(backbone, self.held_out)
         if not math.isfinite(self.error):
             raise DivergenceError(f"training diverged before step {self.step}: the held-out error is {self.error}")
         self._append((self.step, self.seen, "", "", "", f"{self.error:.6g}", f"{self.seconds:.1f}"))
@@ -392,7 +496,12 @@ class _Training:
         replace_file(self.folder / LOSS_PLOT, _loss_plot(read_log(self.folder)))
         if self.config.samples:
             sheet = io.BytesIO()
-            sample_sheet(draw_samples(backbone, self.config.samples)).save(sheet, "png")
+            drawn = (
+                self.restored(self.shown(self.config.samples))
+                if restores
+                else draw_samples(backbone, self.config.samples)
+            )
+            sample_sheet(drawn).save(sheet, "png")
             replace_file(self.folder / SAMPLES, sheet.getvalue())
         state = {
             "network": self.network.state_dict(),
@@ -403,6 +512,7 @@ class _Training:
             "error": self.error,
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
+            **({} if self.adversary is None else {"adversary": self.adversary.state_dict()}),
             "config": asdict(self.config),
             "pictures": self.fingerprint,
         }
@@ -438,6 +548,8 @@ class _Training:
         self.average.load_state_dict(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
         self.step, self.seconds, self.error = state["step"], state["seconds"], state["error"]
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
         rows = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
@@ -455,7 +567,27 @@ class _Training:
             "recipe": {k: v for k, v in given.items() if k not in (*_EVERY_RUN, "store")},
         }
 
+    def shown(self, count: int = HELD_OUT) -> tuple[Tensor, Tensor]:
+        """Held-out pictures in model range and the masks that they are judged with."""
+        x = self.held_out[:count].float() / 127.5 - 1
+        return x, masks(listed(self.config.masks), tuple(x.shape[2:]), range(len(x)))
+
+    @torch.inference_mode()
+    def restored(self, shown: tuple[Tensor, Tensor]) -> Tensor:
+        """Those pictures, what is missing filled in by the averaged network."""
+        x, known = shown
+        time = torch.zeros(len(x), dtype=torch.long, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            out = self.average(masked(x, known).to(self.device), time).cpu()
+        return torch.where(known > 0, x, out).clamp(-1, 1)
+
+    def missing_on(self, shown: tuple[Tensor, Tensor]) -> float:
+        """Mean absolute error over the missing pixels, model range."""
+        return float(missing_error(self.restored(shown), *shown).mean())
+
     def backbone(self) -> NetworkBackbone:
+        if isinstance(self.average, RestoringUNet):
+            return copy.deepcopy(self.average).runner("bfloat16" if self.half else "float32")
         return self.saved().backbone(precision="bfloat16" if self.half else "float32")
 
     def saved(self) -> HaarUNet | LocalUNet:
@@ -473,19 +605,22 @@ def _network(config: TrainingConfig, name: str) -> HaarUNet | LocalUNet:
         name=name,
         image_shape=(3, None, None) if config.crops else (3, config.size, config.size),
         haar=True if config.crops else config.haar,
-        prediction=config.prediction,
+        prediction=RESTORATION if config.task == "inpaint" else config.prediction,
         schedule=dict(FLOW if config.prediction == "flow" else DDPM),
     )
     if config.crops:
         return _local_network(config, description)
-    if not config.init:
-        return HaarUNet.new(
-            description,
-            channels=config.widths,
-            layers=config.layers,
-            attention=config.attention,
-            dropout=config.dropout,
+    if config.task == "inpaint":
+        new = (
+            RestoringUNet.load(_first_folder(config.init)) if config.init else _new(config, description, RestoringUNet)
         )
+        new.description = description
+        return new
+    if config.distill:
+        first = HaarUNet.load(_first_folder(config.distill))
+        return HaarUNet(first.unet, replace(first.description, name=name, schedule=_few(config, first.description)))
+    if not config.init:
+        return _new(config, description, HaarUNet)
     folder = _first_folder(config.init)
     first = HaarUNet.load(folder)
     if first.description.haar != config.haar:
@@ -494,6 +629,47 @@ def _network(config: TrainingConfig, name: str) -> HaarUNet | LocalUNet:
         if isinstance(module, nn.Dropout):
             module.p = config.dropout
     return HaarUNet(first.unet, description)
+
+
+def _new(config: TrainingConfig, description: Description, kind: type[HaarUNet]) -> HaarUNet:
+    return kind.new(
+        description,
+        channels=config.widths,
+        layers=config.layers,
+        attention=config.attention,
+        dropout=config.dropout,
+        beside=1 if kind is RestoringUNet else 0,
+    )
+
+
+def _few(config: TrainingConfig, teacher: Description) -> dict[str, Any]:
+    """The teacher's schedule, of which the student knows a few times."""
+    if teacher.prediction != "v_prediction" or "times" in teacher.schedule:
+        raise InvdiffError(
+            f"distill: {config.distill} must predict the velocity v_prediction at all times of its schedule, it predicts "
+            f"{teacher.prediction} at {shown(teacher.schedule)}"
+        )
+    return {**teacher.schedule, "times": few_times(config.distill_steps, teacher.noise_schedule().T)}
+
+
+def _distillation(config: TrainingConfig, training: _Training) -> Distillation:
+    """The teacher, and its walks, made where the folder does not hold them yet."""
+    teacher = HaarUNet.load(_first_folder(config.distill))
+    if tuple(teacher.description.image_shape) != tuple(training.pictures[0].shape):
+        raise InvdiffError(
+            f"size must be that of {config.distill}, {teacher.description.image_shape}, got {config.size}"
+        )
+    made = Distillation(
+        teacher.backbone(precision="bfloat16" if training.half else "float32", device=training.device),
+        training.network.description.schedule["times"],
+        target=config.target,
+        calls=config.teacher_calls,
+        walks=config.walks,
+        seed=config.seed,
+    )
+    pictures: Any = training.pictures
+    made.prepare(lambda rows: pictures[rows].float() / 127.5 - 1, len(pictures), training.folder)
+    return made
 
 
 def _first_folder(init: str) -> Path:
@@ -521,11 +697,22 @@ def _optimizers(config: TrainingConfig, network: HaarUNet | LocalUNet) -> list[t
     Of a balanced network the steps are shares of a weight: Muon for the convolutions between features, Adam for the rest.
     """
     if isinstance(network, HaarUNet):
+        inner = _inner_filters(network) if config.muon else []
+        apart = {id(weight) for weight in inner}
         adam = torch.optim.AdamW(
-            network.parameters(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+            [p for p in network.parameters() if id(p) not in apart],
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         adam.param_groups[0]["peak"] = config.lr
-        return [adam]
+        # A group norm follows each of these, so that the size of their rows does not matter and steps are shares of it.
+        groups = [
+            {"params": [w], "magnitude": float(w.detach().flatten(1).norm(dim=1).mean()), "peak": config.muon}
+            for w in inner
+        ]
+        return [adam, Muon(groups, config.muon)] if groups else [adam]
     inner, outer = [], [{"params": [network.scale], "peak": config.lr}]
     ends = (network.enter, network.leave)
     for layer, inputs in network.balanced():
@@ -540,6 +727,12 @@ def _optimizers(config: TrainingConfig, network: HaarUNet | LocalUNet) -> list[t
             outer.append({"params": [module.weight], "peak": config.lr / module.in_features**0.5})
     rest = torch.optim.Adam(outer, lr=config.lr, betas=(0.9, config.beta2), eps=1e-10, fused=True)
     return [rest, Muon(inner, config.muon)] if inner else [rest]
+
+
+def _inner_filters(network: HaarUNet) -> list[Tensor]:
+    """The 3 x 3 filters of a UNet but for its first and its last."""
+    ends = ("conv_in.", "conv_out.")
+    return [p for n, p in network.unet.named_parameters() if p.ndim == 4 and not n.startswith(ends)]
 
 
 def _weights(config: TrainingConfig, levels: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, only the script's own folder is on the path
 
-from conformance import classic, guided, particles
+from conformance import classic, generators, guided, particles
 from conformance.recordings import Outcome, Recording, recordings
 
 ALGORITHMS: dict[str, Callable[[Recording], Iterable[Outcome]]] = {
     **classic.ALGORITHMS,
+    **generators.ALGORITHMS,
     **guided.ALGORITHMS,
     **particles.ALGORITHMS,
 }
