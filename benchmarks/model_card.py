@@ -113,7 +113,7 @@ def neighbours_sheet(samples: Tensor, training: Tensor, nearest: Tensor) -> Imag
 
 ABOUT = {
     "cats64": """\
-Faces of cats, 64 x 64 RGB, aligned: eyes level, at two fifths of the height. The default backbone: aligned
+Faces of cats, 64 x 64 RGB, aligned: eyes level, at two fifths of the height. What the documentation teaches with: aligned
 faces show at a glance whether a restoration is right.
 
 **Intended use: research and teaching.** The images that it was trained on (crops of the CAT data set of

@@ -442,7 +442,7 @@ def figure(
     name: str, caption: str, width: int = 0, pixels: bool = False
 ) -> str:
     """A figure made by `docs/figures/make.py`, or a note where it has not been made."""
-    for ending in (".png", ".gif", ".svg"):
+    for ending in (".png", ".gif", ".svg", ".jpg"):
         if (DOCS / "assets" / "figures" / f"{name}{ending}").is_file():
             alt = re.sub(r"[*_`$\\\[\]\"]", "", caption.split(". ")[0])
             marks = [

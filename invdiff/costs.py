@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from invdiff.backbones.windows import in_tiles
+from invdiff.backbones.zoo import AUTO
 from invdiff.batches import Batches
 from invdiff.samplers.base import estimate_with_pullback
 from invdiff.samplers.guidance import as_guidance
@@ -61,7 +62,7 @@ class Estimate:
         )
 
 
-def estimate(operator: Any, y: Any, sampler: Any = "ddnm", **arguments: Any) -> Estimate:
+def estimate(operator: Any, y: Any, sampler: Any = AUTO, **arguments: Any) -> Estimate:
     """What ``solve(operator, y, sampler, **arguments)`` will take, from a network call at the size of the largest part.
 
     The call has the run's batch, and a gradient where the sampler takes one. The first call of a network prepares it for the size:

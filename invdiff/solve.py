@@ -43,6 +43,9 @@ from invdiff.solution import Frame, Solution, in_range
 MOST_RESTORATIONS = 1_000_000
 """In one call: beyond this a count is a slip of the pen."""
 
+AUTO_SAMPLER, AUTO_OPTIONS = "ddnm+", {"steps": 50}
+"""What ``sampler="auto"`` stands for: one network call a step, no gradient, and noise in y is modelled where there is some."""
+
 _SET_BY_SAMPLE = {
     "operator",
     "y",
@@ -61,7 +64,7 @@ _SET_BY_SAMPLE = {
 def solve(
     operator: LinearOperator | NonlinearOperator,
     y: Any,
-    sampler: str | Sampler | type[Sampler] = "ddnm",
+    sampler: str | Sampler | type[Sampler] = AUTO,
     *,
     backbone: str | Backbone | None = None,
     sigma_y: float = 0.0,
@@ -95,9 +98,10 @@ def solve(
             of the operator's measurement shape with or without a batch in front, or a list of pictures. Files, PIL images
             and uint8 arrays are 0..255, floats are in `value_range`. For a mask, a picture of full size of which only the
             known pixels are read.
-        sampler: a name (see ``invdiff list samplers``; settings for the task are used, see `preset`), a sampler object or class.
-        backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"`` for pictures of
-            any size, and ``"cats64"`` at its own, 64 x 64.
+        sampler: ``"auto"``, the default, is DDNM+ with 50 steps, for every linear operator, with and without noise. Else a
+            name (see ``invdiff list samplers``; settings for the task are used, see `preset`), a sampler object or class.
+        backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"``, for photographs
+            of any size. Cats and satellite tiles of 64 x 64 pixels have theirs by name: ``"cats64"``, ``"eurosat64"``.
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.
         steps: times kept of the schedule, 1..T; by default the sampler's own number, or all where the schedule has fewer.
         n_samples: how many restorations of each measurement.
@@ -413,21 +417,12 @@ def posed(
 ) -> tuple[Backbone, Problem]:
     """The backbone that is meant, and the problem in its range, shape and place; the arguments are those of `solve`."""
     model = resolve_backbone(backbone, device, precision)
-    problem = build_problem(operator, y, sigma_y, model, value_range)
-    if is_auto(backbone) and (name := automatic_backbone(problem.image_shape)) != model.name:
-        model = resolve_backbone(name, device, precision)
-        problem = build_problem(operator, y, sigma_y, model, value_range)
-    return model, problem
+    return model, build_problem(operator, y, sigma_y, model, value_range)
 
 
 def is_auto(backbone: Any) -> bool:
     """Whether the backbone is left to the library."""
     return backbone is None or backbone == AUTO
-
-
-def automatic_backbone(image_shape: Sequence[int | None]) -> str:
-    """The embedded backbone for pictures of a size: ``"photos"``, or ``"cats64"`` for (3, 64, 64)."""
-    return DEFAULT_BACKBONE if tuple(image_shape) == (3, 64, 64) else PHOTOS
 
 
 def resolve_backbone(
@@ -471,6 +466,8 @@ def resolve_sampler(
             object.
     """
     options = dict(options or {})
+    if isinstance(sampler, str) and sampler == AUTO:
+        sampler, options = AUTO_SAMPLER, {**AUTO_OPTIONS, **options}
     path_options: dict[str, Any] = {}
     if isinstance(path, str) and path in PATHS:
         names = list(inspect.signature(PATHS[path]).parameters)[1:]

@@ -138,7 +138,8 @@ def test_photos_of_other_sizes(photo, invdiff, fit, size):
     words = ("solve", "other.png", "--mask", "half", "--steps", 2, "-o", "fit.png")
     refused = invdiff(*words, "--backbone", "cats64", cwd=photo, ok=False)
     assert "--fit crop" in refused and f"{given[0]}x{given[1]}" in refused
-    invdiff(*words, "--fit", fit, cwd=photo)
+    assert "photos takes any" in invdiff(*words, "--fit", fit, cwd=photo, ok=False)
+    invdiff(*words, "--fit", fit, "--backbone", "cats64", cwd=photo)
     assert Image.open(photo / "fit.png").size == size[::-1]
 
 

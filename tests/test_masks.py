@@ -9,8 +9,41 @@ from PIL import Image
 
 from invdiff.errors import InvdiffError
 from invdiff.operators import Mask, make_mask, mask_names
+from invdiff.operators.mask import read_mask
 
 KNOWN = np.array([[1, 0, 1], [0, 0, 1]], dtype=bool)
+
+
+def layer(colour: tuple[int, ...], mode: str = "RGBA") -> Image.Image:
+    """A transparent layer on which what is missing was painted in one colour."""
+    pixels = np.zeros((*KNOWN.shape, 4), np.uint8)
+    pixels[~KNOWN] = (*colour, 255)
+    return Image.fromarray(pixels, "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        layer((0, 0, 0)),
+        layer((255, 0, 0)),
+        layer((40, 200, 90)),
+        layer((0, 0, 0), "LA"),
+        layer((255, 0, 255), "P"),
+        Image.fromarray(np.where(KNOWN[..., None], 255, np.array([255, 0, 0])).astype(np.uint8)),
+        Image.fromarray(np.where(KNOWN, 255, 0).astype(np.uint8)).convert("P"),
+        Image.fromarray(KNOWN),
+    ],
+    ids=["black layer", "red layer", "green layer", "grey layer", "palette layer", "red on white", "palette", "bits"],
+)
+def test_a_file_is_known_where_it_is_white_or_transparent(picture, tmp_path):
+    picture.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png").numpy(), KNOWN)
+
+
+def test_a_file_of_greys_is_refused(tmp_path):
+    Image.new("L", (20, 20), 128).save(tmp_path / "grey.png")
+    with pytest.raises(InvdiffError, match="soft"):
+        read_mask(tmp_path / "grey.png")
 
 
 @pytest.mark.parametrize(

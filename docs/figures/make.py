@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,7 +34,8 @@ from torch import Tensor
 import invdiff
 from invdiff import Blur, Colorization, Mask, SuperResolution, make_mask, palette, sample, solve
 from invdiff.backbones import NoiseSchedule, backbone_names, load_backbone
-from invdiff.data import chelsea64
+from invdiff.data import chelsea64, raccoon
+from invdiff.demo import repair_photo
 from invdiff.images import from_pil
 from invdiff.operators import FunctionOperator, WalshHadamard, gaussian_kernel, mask_names
 from invdiff.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
@@ -160,6 +163,44 @@ def hero() -> Any:
     heads.append("truth")
     captions.append("")
     return two_rows(pictures, heads, captions, size=1.5)
+
+
+@figure
+def before_after() -> Path:
+    """A damaged photograph of 640x480 pixels and its restoration, as `make demo` makes them."""
+    path = FIGURES / "before_after.jpg"
+    with tempfile.TemporaryDirectory() as folder:
+        Image.open(repair_photo(folder).files[-1]).save(path, quality=86, optimize=True)
+    return path
+
+
+@figure
+def photos_examples() -> Any:
+    """Four kinds of damage to photographs: what a classical method, one sample and the mean of eight make of them."""
+    side = 128
+    parts = {
+        "caption": (Mask(make_mask("text", side)), 0.0, "biharmonic", raccoon().crop((330, 140, 458, 268))),
+        "scratches": (Mask(make_mask("narrow", side, seed=1)), 0.0, "biharmonic", skimage_part("chelsea", 180, 60)),
+        "enlarged x2": (SuperResolution(2, "box"), 0.0, "bicubic", skimage_part("coffee", 250, 130)),
+        "blur, noise": (Blur(gaussian_kernel(11, 1.6)), 2 / 255, "wiener", skimage_part("astronaut", 160, 40)),
+    }
+    pictures, captions = [], []
+    for A, sigma_y, classical, picture in parts.values():
+        truth = from_pil(picture)[None]
+        y = A.measure(truth, sigma_y, seed=0)
+        shown = show_missing(y[0], A.mask[0].float()) if isinstance(A, Mask) else y[0]
+        plain = solve(A, y, classical, sigma_y=sigma_y).x
+        drawn = solve(A, y, sigma_y=sigma_y, n_samples=8).x
+        row = [plain, drawn[:1], drawn.mean(0, keepdim=True)]
+        pictures.append([truth[0], shown, *(one[0].clamp(0, 1) for one in row)])
+        captions.append(["", "", *(f"{psnr(one, truth):.1f}" for one in row)])
+    heads = ["truth", "damaged", "classical", "one sample", "mean of 8"]
+    return picture_grid(pictures, heads, list(parts), captions, size=1.7)
+
+
+def skimage_part(name: str, left: int, top: int, side: int = 128) -> Image.Image:
+    """Part of a photograph that scikit-image ships."""
+    return Image.fromarray(getattr(skimage.data, name)()).crop((left, top, left + side, top + side))
 
 
 def two_rows(pictures: list[Tensor], heads: list[str], captions: list[str], size: float = 1.4, columns: int = 5) -> Any:
@@ -1032,7 +1073,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     FIGURES.mkdir(parents=True, exist_ok=True)
     if given.missing:
-        names = [n for n in names if not any((FIGURES / f"{n}{e}").exists() for e in (".png", ".gif"))]
+        names = [n for n in names if not any((FIGURES / f"{n}{e}").exists() for e in (".png", ".gif", ".jpg"))]
     if given.jobs > 1 and len(names) > 1:
         parts = [names[i :: given.jobs] for i in range(given.jobs)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

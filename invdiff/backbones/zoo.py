@@ -17,7 +17,7 @@ from invdiff.registry import Registry
 Loader = Callable[..., Backbone]
 
 AUTO = "auto"
-"""The backbone that `solve` takes when none is named: by the size of the picture."""
+"""The backbone that `solve` takes when none is named: that for photographs."""
 
 PHOTOS = "photos"
 """The embedded backbone for photographs of any size."""

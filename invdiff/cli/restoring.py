@@ -46,7 +46,7 @@ def solve_command(
             "--operator-option", "-A", help="An option of the operator, such as scale=4 or kernel=box; repeatable."
         ),
     ] = None,
-    sampler: Annotated[str, typer.Option("--sampler", "-s", help="The method; see `invdiff list samplers`.")] = "ddnm",
+    sampler: Annotated[str, typer.Option("--sampler", "-s", help="The method; see `invdiff list samplers`.")] = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The restoration (.png, .jpg, .webp, .tif, .npy).")
     ] = Path("restored.png"),
@@ -118,7 +118,6 @@ def solve_command(
     """
     import torch
 
-    from invdiff.backbones import DEFAULT_BACKBONE
     from invdiff.costs import estimate
     from invdiff.errors import InvdiffError, InvdiffWarning
     from invdiff.fitting import save
@@ -129,7 +128,7 @@ def solve_command(
     from invdiff.problem import Problem
     from invdiff.samplers import baseline_names, baselines_for
     from invdiff.solution import check_output
-    from invdiff.solve import automatic_backbone, is_auto, resolve_backbone, solve
+    from invdiff.solve import resolve_backbone, solve
 
     options_given = key_values(options)
     if "steps" in options_given:
@@ -158,17 +157,12 @@ def solve_command(
     if blend and get_operator(operator).task != "mask":
         stop(f"--blend is for masks, of which some pixels are missing, got operator {operator!r}")
     run_by = {} if engine is None else {"engine": engine}
-    automatic = is_auto(backbone)
-    model = resolve_backbone(
-        DEFAULT_BACKBONE if automatic and fit is not None else backbone, device, precision, **run_by
-    )
+    model = resolve_backbone(backbone, device, precision, **run_by)
     shape = model.image_shape
     if None in shape:
         if fit is not None:
             stop(f"--fit is for backbones of one size, and {model.name} takes any: leave it out")
         shape = _restored_shape(operator, measured, model.image_shape[0], picture, simulate)
-        if automatic and automatic_backbone(shape) != model.name:
-            model = resolve_backbone(automatic_backbone(shape), device, precision, **run_by)
     channels, height, width = shape
     A, image, placed = _operator_for(operator, measured, shape, replace(picture, alpha=None).image(), fit, simulate)
     if hasattr(A, "known_fraction") and not quiet:
@@ -252,9 +246,12 @@ def _check_early(sampler: str, options: dict[str, Any], preset: str, sigma_y: fl
     from invdiff.samplers import sampler_class
     from invdiff.samplers.paths import PATHS
     from invdiff.samplers.presets import rows
+    from invdiff.solve import AUTO_SAMPLER
 
     of_paths = {name for path in PATHS.values() for name in list(inspect.signature(path).parameters)[1:]}
-    sampler_class(sampler).check_names(name for name in options if name not in of_paths)
+    sampler_class(AUTO_SAMPLER if sampler == "auto" else sampler).check_names(
+        name for name in options if name not in of_paths
+    )
     rows(preset)
     if not sigma_y >= 0:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
@@ -371,14 +368,25 @@ def demo_command(
     backbone: BackboneName = "cats64",
     seed: Seed = 0,
 ) -> None:
-    """Restore a real photograph of a cat with every sampler: one figure, one table."""
-    from invdiff.demo import Row, run_demo
+    """Repair a damaged photograph, and restore a cat's face with every sampler: before and after, one figure, one table."""
+    from invdiff.demo import Row, repair_photo, run_demo
+    from invdiff.files import make_folder
+    from invdiff.solution import check_output
 
     def tell(row: Row) -> None:
         errors.print(
             f"  {row.task}: {row.sampler} {row.psnr:.1f} dB, {row.seconds:.1f} s", highlight=False, style="dim"
         )
 
+    make_folder(output.parent, "out")
+    check_output(output, (".png",))
+    photo = repair_photo(output.parent, seed=seed)
+    console.print(
+        f"a photograph, {100 * photo.missing:.1f} % of it under a scratch, a caption and a date: {photo.nfe} network calls, "
+        f"{photo.seconds:.1f} s, {photo.psnr:.1f} dB where it was filled -> {photo.files[-1]}",
+        highlight=False,
+        soft_wrap=True,
+    )
     rows = run_demo(output, full=full, backbone=backbone, seed=seed, on_row=tell)
     table = Table(
         title="Chelsea, 64x64", caption="misfit: rms of A x - y on a scale of [0, 1]", box=None, header_style="bold"

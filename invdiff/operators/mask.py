@@ -14,11 +14,13 @@ from torch import Tensor
 
 from invdiff.checks import array, shown
 from invdiff.errors import InvdiffError, near_match
-from invdiff.images import open_image, read_image
+from invdiff.images import decoded, found_image, open_image, read_image
 from invdiff.operators.base import Index, LinearOperator, Shape
 from invdiff.operators.masks import MASKS, make_mask
 from invdiff.operators.options import called
 from invdiff.operators.spectrum import Filter, number
+
+_COLOUR = 96  # grey levels between the channels of a pixel, from which on it is no black, grey or white
 
 
 class Mask(LinearOperator):
@@ -186,13 +188,19 @@ def _size(images: Tensor) -> str:
 
 
 def read_mask(path: str | os.PathLike[str]) -> Tensor:
-    """Bool `(H, W)` of a mask's file, white = known; what compression left near black and white counts as such.
+    """Bool `(H, W)` of a mask's file: white or transparent = known, black or a strong colour = missing.
+
+    So a layer that was painted over the damage and saved by itself will do, whatever the brush's colour (but white). What
+    compression left near black and white counts as such.
 
     Raises:
         InvdiffError: No readable picture, or one with greys in between.
     """
     name = os.fspath(path)
-    grey = np.asarray(ImageOps.grayscale(open_image(Path(path), "mask")))
+    picture = _on_white(Path(path))
+    grey = np.where(
+        np.ptp(np.asarray(picture).astype(int), axis=-1) > _COLOUR, 0, np.asarray(ImageOps.grayscale(picture))
+    )
     between = float(((grey > 48) & (grey < 207)).mean())
     if between > 0.01:
         raise InvdiffError(
@@ -200,6 +208,15 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
             "(black); draw the mask with hard edges, or threshold it in an image editor"
         )
     return torch.from_numpy(grey > 127)
+
+
+def _on_white(path: Path) -> Image.Image:
+    """The picture of a file in RGB, upright; what is transparent is white."""
+    image, what = found_image(path, "mask")
+    if image.mode not in ("P", "PA", "LA", "RGBA") and image.info.get("transparency") is None:
+        return open_image(path, "mask").convert("RGB")
+    layer = ImageOps.exif_transpose(decoded(image, what)).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def _known_pixels(mask: Any) -> Tensor:
