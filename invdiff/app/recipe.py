@@ -26,7 +26,7 @@ from invdiff.operators import make_mask, make_operator
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.blur import KERNELS
 from invdiff.samplers import baseline_names, sampler_class, sampler_names
-from invdiff.solve import AUTO, automatic_backbone, is_auto
+from invdiff.solve import AUTO, PHOTOS, is_auto
 
 PHOTO, MASK = "photo.png", "mask.png"
 
@@ -292,7 +292,7 @@ def make_recipe(
     grey_measured = operator == "colorization" and damage.done
     known = _known(damage, image, limits, told) if is_mask else None
     factor = operator_options.get("scale", 1) if small and damage.done else 1
-    name = automatic_backbone((3, image.height * factor, image.width * factor)) if is_auto(backbone) else backbone
+    name = PHOTOS if is_auto(backbone) else backbone
     model = backbone_by_name(name)
     if model.image_shape[0] != 3:
         raise InvdiffError(
