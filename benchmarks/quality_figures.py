@@ -1,0 +1,128 @@
+"""Figures of `quality.py`, readable on a light and on a dark page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality_images import MARK
+from quality_tables import method_rows
+from quality_truth import OURS, targets
+
+from invdiff.palette import COLOURS, look
+from invdiff.plotting import new_figure, save_figure
+
+Row = dict[str, Any]
+INK, PAPER = "#333333", "#ffffff"
+LIBRARY_COLOURS = {"diffusers": COLOURS[1], "deepinv": COLOURS[3], "azula": COLOURS[4]}
+MAIN_TASK = "gaussian8-mask, σ = 0.1"
+
+
+def frontier(rows: list[Row]) -> list[tuple[float, float]]:
+    """(cost, distance) of the runs that no cheaper run of the same method is as good as."""
+    points = sorted((r["forward_equivalents"], r["distance"]) for r in rows if r.get("distance") is not None)
+    out: list[tuple[float, float]] = []
+    for cost, distance in points:
+        if not out or distance < out[-1][1]:
+            out.append((cost, distance))
+    return out
+
+
+def draw(found: Row, folder: Path) -> None:
+    """``quality.png`` and ``quality-images.png``, of what was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if found.get("truth"):
+        tasks = [t for t in found["tasks"] if method_rows(found, t)]
+        _truth(found, [MAIN_TASK] if MAIN_TASK in tasks else tasks[:1], folder / "quality.png", 7.2, 4.2)
+        _truth(found, tasks, folder / "quality-truth.png", 10.5, 3.2 * -(-len(tasks) // 2))
+    if found.get("scores"):
+        _images(found, folder / "quality-images.png")
+
+
+def _truth(found: Row, tasks: list[str], path: Path, width: float, height: float) -> None:
+    figure = new_figure(width, height)
+    figure.set_facecolor(PAPER)
+    columns = min(2, len(tasks))
+    for number, task in enumerate(tasks):
+        axes = figure.add_subplot(-(-len(tasks) // columns), columns, number + 1)
+        info = found["tasks"][task]
+        ends: list[tuple[float, float, str, str]] = []
+        for (library, method), rows in method_rows(found, task).items():
+            line = frontier(rows)
+            if not line:
+                continue
+            mine = library == OURS
+            best = mine and method == "mmps"
+            colour = COLOURS[0] if mine else LIBRARY_COLOURS[library]
+            style = {"lw": 2.6, "zorder": 5} if best else {"lw": 1.0, "alpha": 0.45 if mine else 0.8}
+            costs, distances = zip(*line, strict=True)
+            axes.plot(costs, distances, color=colour, marker="o", ms=5 if best else 3, **style)
+            ends.append((costs[-1], distances[-1], f"{'' if mine else library + ' '}{method}", colour))
+        axes.axhline(info["floor"], color=INK, lw=1, ls=":")
+        axes.axhline(targets(info["floor"])[0], color=INK, lw=0.8, ls="--")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * info["floor"], 1.2)
+        axes.set_title(task, fontsize=9, loc="left", color=INK)
+        axes.set_xlabel("network calls (a gradient counts 1.5)", fontsize=8)
+        axes.set_ylabel(f"{info['distance_name']} to the exact posterior", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        if number == 0:
+            handles = [
+                axes.plot([], [], color=COLOURS[0], lw=2.6, marker="o", label="invdiff: MMPS")[0],
+                axes.plot([], [], color=COLOURS[0], lw=1, alpha=0.6, label="invdiff: other samplers")[0],
+            ]
+            handles += [axes.plot([], [], color=c, lw=1.2, label=name)[0] for name, c in LIBRARY_COLOURS.items()]
+            axes.legend(handles=handles, fontsize=7.5, frameon=False, loc="lower left")
+        if len(tasks) == 1:
+            _named(axes, ends)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def _named(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
+    """The best few names at the ends of their lines, none on another."""
+    taken: list[float] = []
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1])[:8]:
+        place = np.log(y)
+        while any(abs(place - other) < 0.13 for other in taken):
+            place += 0.02
+        taken.append(place)
+        axes.annotate(
+            name, (x, y), (axes.get_xlim()[1] * 1.05, np.exp(place)), fontsize=7, color=colour, va="center",
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour, "alpha": 0.6},
+        )  # fmt: skip
+
+
+def _images(found: Row, path: Path) -> None:
+    scores = list(found["scores"].values())
+    panels = list(dict.fromkeys((r["set"], r["task"]) for r in scores))
+    columns = min(2, len(panels))
+    figure = new_figure(5.2 * columns, 3.4 * -(-len(panels) // columns))
+    figure.set_facecolor(PAPER)
+    for number, (which, task) in enumerate(panels):
+        axes = figure.add_subplot(-(-len(panels) // columns), columns, number + 1)
+        for row in [r for r in scores if (r["set"], r["task"]) == (which, task)]:
+            name = row["method"].split(",")[0]
+            mark = row["method"] == MARK
+            peer = ":" in name
+            colour, shape = (INK, "*") if mark else (LIBRARY_COLOURS[name.split(":")[0]], "x") if peer else look(name)
+            y = float(np.mean(row["psnr"]))
+            fast = "dpm++2m" in row["method"]
+            filled = {} if peer else {"mfc": PAPER if fast else colour}
+            axes.plot([row["forward_equivalents"]], [y], shape, color=colour, ms=13 if mark else 6, **filled)
+            axes.annotate(
+                name, (row["forward_equivalents"], y), (5, 3), textcoords="offset points", fontsize=6.5, color=colour
+            )
+            if mark:
+                axes.axhline(y, color=INK, lw=0.8, ls="--")
+        axes.set_xscale("log")
+        axes.set_title(f"{which}: {task}", fontsize=9, loc="left", color=INK)
+        axes.set_xlabel("network calls (a gradient counts 1.5)", fontsize=8)
+        axes.set_ylabel("PSNR, dB", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    figure.tight_layout()
+    save_figure(figure, path)
