@@ -183,12 +183,13 @@ def damaged(photo: Image.Image) -> tuple[Image.Image, Image.Image]:
     return Image.alpha_composite(photo.convert("RGBA"), paint).convert("RGB"), hidden.point(lambda a: 255 - a)
 
 
-def repair_photo(out: str | Path = "demo", *, seed: int = 0) -> Repair:
+def repair_photo(out: str | Path = "demo", *, seed: int = 0, steps: int | None = None) -> Repair:
     """Damage the raccoon's photograph, restore it with the default backbone and sampler, and write all of it.
 
     Args:
         out: a folder, which is made.
         seed: of the draws.
+        steps: of the sampler; its own number by default.
     """
     folder = Path(out)
     make_folder(folder, "out")
@@ -196,7 +197,7 @@ def repair_photo(out: str | Path = "demo", *, seed: int = 0) -> Repair:
     broken, mask = damaged(photo)
     files = tuple(folder / f"{name}.png" for name in ("damaged", "mask", "repaired", "before-after"))
     started = time.perf_counter()
-    answer = solve(Mask(mask), broken, seed=seed)
+    answer = solve(Mask(mask), broken, seed=seed, steps=steps)
     seconds = time.perf_counter() - started
     repaired = answer.image
     sheet = Image.new("RGB", (2 * photo.width + 8, photo.height), "white")

@@ -19,6 +19,8 @@ BLUE, RED, GREEN, PINK, ORANGE, LIGHT_BLUE, PURPLE, GREY = COLOURS[:8]
 _ORDER = ("repaint", "dps", "ddnm", "mcg", "diffpir", "unconditional", "pigdm", "replacement", "ddrm", "ddnm+")
 EXACT = ("#222222", "o")
 """Of exact samples."""
+CLASSICAL = "#9a9a9a"
+"""Of methods without a network; their markers tell them apart."""
 
 
 def look(sampler: str) -> tuple[str, str]:
@@ -28,8 +30,10 @@ def look(sampler: str) -> tuple[str, str]:
     if sampler in _ORDER:
         number = _ORDER.index(sampler)
     else:
-        from invdiff.samplers.base import sampler_names
+        from invdiff.samplers.base import sampler_names, samplers_that
 
+        if sampler in (classical := list(samplers_that(baseline=True))):
+            return CLASSICAL, MARKERS[classical.index(sampler) % len(MARKERS)]
         others = [name for name in sampler_names() if name not in _ORDER]
         number = len(_ORDER) + (others.index(sampler) if sampler in others else sum(map(ord, sampler)))
     return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]

@@ -7,10 +7,10 @@ import torch
 from conftest import operators, quiet_solve
 
 import invdiff as iv
-from invdiff import InvdiffError, Mask, SuperResolution, solve
+from invdiff import InvdiffError, Mask, SuperResolution, palette, solve
 from invdiff.bench.report.report import make_report
 from invdiff.bench.run.runner import bench
-from invdiff.bench.suite.suite import Suite
+from invdiff.bench.suite.suite import Suite, load_suite
 from invdiff.cli import main
 from invdiff.data import chelsea64
 from invdiff.samplers import baseline_names, baselines_for, sampler_class
@@ -145,3 +145,19 @@ def test_the_command_line_sets_baselines_beside_a_restoration(tmp_path, monkeypa
     said = capsys.readouterr().out
     assert end.value.code in (0, None) and said.count("PSNR") == 4
     assert {p.name for p in tmp_path.glob("r*")} == {"r.png", "r-biharmonic.png", "r-pseudo-inverse.png", "r-tv.png"}
+
+
+def test_shipped_suites_set_classical_methods_beside_every_restoration():
+    for name in ("quick", "inpainting", "superres", "colorization", "noisy", "budget"):
+        suite = load_suite(name)
+        for task in suite.tasks:
+            beside = {entry.name for entry in suite.samplers if entry.runs_on(task)} & set(baseline_names())
+            assert {"pseudo-inverse", "tv"} <= beside, (name, task.name)
+            assert "biharmonic" in beside or task.operator != "mask"
+            assert "bicubic" in beside or task.operator != "super_resolution"
+
+
+def test_classical_methods_are_grey_and_told_apart_by_their_markers():
+    looks = [palette.look(name) for name in baseline_names()]
+    assert {colour for colour, _ in looks} == {palette.CLASSICAL} and len(set(looks)) == len(looks)
+    assert not {palette.look(name)[0] for name in iv.sampler_names()} & {palette.CLASSICAL}

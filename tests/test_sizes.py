@@ -180,3 +180,21 @@ def test_noise_of_large_pictures_is_normal_and_does_not_repeat():
     assert abs(float(n.mean())) < 0.01 and abs(float(n.std()) - 1) < 0.01 and float(correlation.abs().max()) < 0.05
     other = NoiseSource([(0, 0)], (3, 320, 320), stream="coarse").draw(0, "step")
     assert abs(float((n * other).mean())) < 0.01
+
+
+def test_photos_by_ddnm_plus_is_what_nothing_named_means():
+    """Whatever the size: 64 x 64 is no cat."""
+    for size in ((64, 64), (40, 52)):
+        y, known = photo_of(*size), hole(*size)
+        answer = solve(iv.Mask(known), y, steps=2)
+        assert (answer.settings["backbone"], answer.settings["sampler"]) == ("photos", "ddnm+")
+        named = solve(iv.Mask(known), y, "ddnm+", backbone="photos", steps=2)
+        assert torch.equal(answer.x, named.x)
+    assert iv.estimate(iv.Mask(known), y).nfe == 50
+
+
+def test_noise_is_modelled_where_nothing_is_named(recwarn):
+    y = photo_of(40, 52)
+    answer = solve(iv.Identity(), y, sigma_y=20.0, steps=5)
+    assert not [w for w in recwarn if "noise" in str(w.message)]
+    assert float((answer.x[0] - torch.from_numpy(y).movedim(-1, 0) / 255).abs().mean()) > 0.01
