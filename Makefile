@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-avx2 test-gpu lint docs figures format clean
+.PHONY: demo test quick test-avx2 test-app test-gpu lint docs figures format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/invdiff demo --output demo/comparison.png
 
 # One thread each: two busy-waiting processes would slow each other down.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not app"
 
 quick: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not docs"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not docs and not app"
 
 # A laptop without bfloat16, as far as a larger processor can stand in for it: what a network runs on, once more.
 PROCESSOR := tests/test_network.py tests/test_own_network.py tests/test_zoo.py tests/test_solve.py tests/test_cli.py
@@ -22,6 +22,10 @@ ELSEWHERE := import_is_light or lists_and_help or the_command_itself or every_op
 test-avx2: $(VENV)/.installed
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -n 2 $(PROCESSOR) -m "not slow and not docs" -k "not ($(ELSEWHERE))"
+
+# The page in a headless Chromium ($CHROMIUM, or one on the path); a line says so where there is none.
+test-app: $(VENV)/.installed-app
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_app_browser.py -m app -rs
 
 # Where an NVIDIA GPU is; each of these skips itself elsewhere.
 test-gpu: $(VENV)/.installed
@@ -50,6 +54,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[app]" "playwright>=1.45"
 	touch $@
 
 clean:
