@@ -399,3 +399,45 @@ def test_without_the_extra_a_sentence_says_how_to_get_it(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end, contextlib.redirect_stdout(io.StringIO()):
         main()
     assert end.value.code == 2 and "pip install 'invdiff[app]'" in " ".join(capsys.readouterr().err.split())
+
+
+# ---- the figures to be moved by hand ----------------------------------------------------------------------------
+
+
+def test_every_figure_follows_its_fields_and_speaks_to_screen_readers():
+    from invdiff.app import learning
+
+    drawn = [
+        [learning.schedule_figure(name, n, "respaced") for name, n in (("linear", 20), ("cosine", 20), ("cosine", 50))],
+        [learning.path_figure(*given) for given in (("plain", 20, 5, 3), ("jumps", 20, 5, 3), ("jumps", 20, 5, 4))],
+        [learning.filter_figure(s, "gaussian blur", 400, 0.1) for s in ("diffpir", "pigdm", "ddnm+")],
+        [learning.plane_figure("ddnm+", 8, 0.1, share) for share in (0.0, 0.5, 1.0)],
+    ]
+    for figures in drawn:
+        assert len(set(figures)) == len(figures)
+        for svg in figures:
+            assert 'role="img" aria-label=' in svg and "currentColor" in svg and "http://127" not in svg
+    with pytest.raises(InvdiffError, match="longer than the path"):
+        learning.path_figure("jumps", 5, 9, 3)
+
+
+def test_the_filters_are_those_of_the_samplers():
+    """At noise 0 every filter with a noise in it takes up the whole residual; with noise less the weaker the direction."""
+    from invdiff.app import learning
+
+    squared = np.array([1e-3, 1e-2, 1e-1, 1.0])
+    for name in learning.FILTERS:
+        clean, noisy = (learning.taken_up(name, 300, sigma)(squared) for sigma in (0.0, 0.2))
+        if name in ("dps", "mcg"):
+            assert np.array_equal(clean, squared)
+        else:
+            assert np.array_equal(clean, np.ones(4)) and (np.diff(noisy) >= 0).all() and (noisy <= 1).all()
+
+
+def test_particles_on_the_plane_end_where_the_posterior_is():
+    from invdiff.app import learning
+
+    frames = learning.walk("ddnm+", 40, 0.1, 0)
+    assert all(frame.shape == (learning.PARTICLES, 2) for frame in frames)
+    spread = [float((frame[:, 0] - 0.05).abs().mean()) for frame in frames]
+    assert spread[0] > 0.5 > 0.2 > spread[-1], "from everywhere to the band of the measurement"

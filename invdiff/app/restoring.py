@@ -165,6 +165,7 @@ class Restoration:
             model,
             problem,
             name,
+            preset=None,
             path=None,
             options=given,
             seed=seed,
@@ -418,13 +419,13 @@ def _shown(x: Tensor) -> str:
     return data_uri(to_pil((x[0] + 1) / 2), PREVIEW)
 
 
-def data_uri(image: Image.Image, side: int) -> str:
-    """A picture as a data URI, shrunken where it is larger than `side`: PNG for small ones, WebP for others."""
+def data_uri(image: Image.Image, side: int, lossless: bool = False) -> str:
+    """A picture as a data URI, shrunken where it is larger than `side`: PNG for small and `lossless` ones, WebP for others."""
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.BILINEAR)
     data = io.BytesIO()
-    small = max(image.size) <= 96
+    small = lossless or max(image.size) <= 96
     image.save(data, format="PNG") if small else image.save(data, format="WEBP", quality=85, method=2)
     return f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(data.getvalue()).decode()}"
 

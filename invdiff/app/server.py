@@ -93,12 +93,20 @@ def build(desk: Desk, vote: str | Path | None = None) -> Any:
         vote: run folder whose restorations are voted on; then there are no other tabs.
     """
     gr = gradio()
+    from invdiff.app.learn_page import learn_page
     from invdiff.app.restore_page import restore_page
+    from invdiff.app.vote_page import Booth, vote_page
 
+    booth = None if vote is None else Booth(vote)
     with gr.Blocks(title="invdiff", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# invdiff")
-        with gr.Tab("Restore"):
-            restore_page(desk)
+        if booth is not None:
+            vote_page(booth, page)
+        else:
+            with gr.Tab("Restore"):
+                restore_page(desk)
+            with gr.Tab("Learn"):
+                learn_page()
 
         def leave(request: Any) -> None:
             desk.leave(str(request.session_hash))

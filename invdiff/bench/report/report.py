@@ -19,6 +19,8 @@ from invdiff.bench.posterior.figures import posterior_figures
 from invdiff.bench.report import figures, tables
 from invdiff.bench.report.tables import NOT_AVAILABLE, Summary, Table, bounds, heading, number
 from invdiff.bench.run.store import Record, Run
+from invdiff.bench.votes.preference import Preferences
+from invdiff.bench.votes.store import Votes
 from invdiff.errors import InvdiffError, near_match
 from invdiff.files import atomic_write, slug
 from invdiff.metrics import Metric
@@ -43,7 +45,8 @@ def make_report(run_folder: str | Path, out: str | Path | None = None, formats: 
         run_folder: made by ``invdiff bench`` or ``invdiff score``.
         out: folder for the files; ``report`` inside the run folder by default.
         formats: any of ``html`` (``report.html``, one page that makes no request), ``png`` and ``svg`` (``figures/``),
-            ``csv`` (``cells.csv``, ``summary.csv``), ``md`` (``report.md``), ``tex`` (``tables.tex``, for booktabs).
+            ``csv`` (``cells.csv``, ``summary.csv``, and ``votes.csv`` where there are votes), ``md``
+            (``report.md``), ``tex`` (``tables.tex``, for booktabs).
 
     Returns:
         The files written.
@@ -64,11 +67,13 @@ def make_report(run_folder: str | Path, out: str | Path | None = None, formats: 
     if "html" in formats:
         texts["report.html"] = report.page
     if "md" in formats:
-        texts["report.md"] = lambda: tables.markdown(summary, report.title)
+        texts["report.md"] = lambda: tables.markdown(summary, report.title) + tables.votes_markdown(report.votes)
     if "tex" in formats:
         texts["tables.tex"] = lambda: tables.latex(summary)
     if "csv" in formats:
         texts |= {"cells.csv": lambda: tables.cells_csv(summary), "summary.csv": lambda: tables.summary_csv(summary)}
+        if report.votes.votes:
+            texts["votes.csv"] = lambda: tables.votes_csv(report.votes)
     written = []
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:
@@ -94,6 +99,11 @@ class _Report:
         self.title = f"Benchmark: {self.run.suite.name}"
         self.families = {r.sampler: str(r.settings.get("sampler", r.sampler)) for r in summary.records}
         self.style = palette.styles(summary.samplers, self.families)
+
+    @cached_property
+    def votes(self) -> Preferences:
+        """What visitors of `invdiff app --vote` preferred; without a vote its tables are empty."""
+        return Preferences(Votes(self.run.folder).all(), self.summary.samplers)
 
     @cached_property
     def charted(self) -> list[Metric]:
@@ -126,6 +136,7 @@ class _Report:
             report=self,
             summary=self.summary,
             suite=self.run.suite,
+            votes=self.votes,
             backbone={"name": None, **(self.summary.info.get("backbone") or {})},
             style=self.style,
             glyphs=_GLYPHS,

@@ -15,6 +15,7 @@ from invdiff.bench.report import statistics
 from invdiff.bench.report.statistics import Interval, Ranking, average_over_seeds, bootstrap_interval
 from invdiff.bench.run.store import GroupRecord, Record, Run
 from invdiff.bench.suite.suite import EXACT
+from invdiff.bench.votes.preference import Preferences, Share
 from invdiff.markdown import markdown_table
 from invdiff.metrics import METRICS, Metric
 
@@ -514,6 +515,44 @@ def markdown(summary: Summary, title: str, intervals: bool = True) -> str:
         "",
     ]
     return "\n".join(said)
+
+
+def votes_markdown(votes: Preferences) -> str:
+    """The tables of votes; nothing where there are none."""
+    said: list[str] = []
+    for table in votes.tables:
+        rows = [
+            [
+                row.sampler,
+                _percent(row.overall),
+                "" if row.against is None else _percent(row.against),
+                "" if row.against is None or row.against.needed is None else row.against.needed or "shown",
+                "" if row.score is None else f"{row.score.value:+.2f} ({row.score.low:+.2f} to {row.score.high:+.2f})",
+                row.overall.votes,
+            ]
+            for row in table.rows
+        ]
+        heads = ["sampler", "preferred", f"preferred to {table.reference}", "votes still needed"]
+        said += ["", f"## Votes{', ' if table.task else ''}{table.task}", ""]
+        said += [markdown_table([*heads, "Bradley-Terry score", "votes"], rows), ""]
+    return "\n".join(said)
+
+
+def votes_csv(votes: Preferences) -> str:
+    """The tables of votes, one line per task and sampler; shares against all others and against the reference."""
+    names = ("value", "low", "high")
+    heads = [f"{what}_{name}" for what in ("preferred", "to_reference", "score") for name in names]
+    lines: list[list[Any]] = [["task", "sampler", "reference", "votes", *heads, "votes_needed"]]
+    for table in votes.tables:
+        for row in table.rows:
+            found = [None if v is None else getattr(v, n) for v in (row.overall, row.against, row.score) for n in names]
+            needed = None if row.against is None else row.against.needed
+            lines.append([table.task, row.sampler, table.reference, row.overall.votes, *found, needed])
+    return _csv(lines)
+
+
+def _percent(share: Share) -> str:
+    return f"{100 * share.value:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
 
 
 def latex(summary: Summary) -> str:
