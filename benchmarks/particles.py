@@ -57,7 +57,7 @@ def operator_of(task: str, rows: int, d: int) -> LinearOperator:
 def run(task: tuple[str, str, int, float, int, int], label: str, particles: int) -> dict[str, Any]:
     """One row: mode error, floor and cost of a method with so many particles."""
     name, prior_name, rows, sigma_y, measurements, samples = task
-    prior = PRIORS[prior_name]()
+    prior = PRIORS.get(prior_name)()
     A = operator_of(name, rows, prior.dimension)
     truth = prior.prior_sample(measurements, seed=SEED)
     y = A.measure(truth, sigma_y, seed=SEED)

@@ -15,6 +15,7 @@ from invdiff.files import atomic_write
 from invdiff.operators.base import LinearOperator
 from invdiff.operators.mask import read_mask
 from invdiff.operators.masks import MASKS
+from invdiff.pictures import middle
 from invdiff.solution import Solution
 
 FITS = ("cover", "crop", "pad", "resize")
@@ -93,10 +94,7 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str | None) -> t
             "size (--backbone)"
         )
     if fit in ("resize", "cover"):
-        scale = min(given[0] / height, given[1] / width)
-        high, wide = (float(n) for n in given) if fit == "resize" else (scale * height, scale * width)
-        left, top = (given[1] - wide) / 2, (given[0] - high) / 2
-        box = (left, top, left + wide, top + high)
+        box = (0.0, 0.0, float(given[1]), float(given[0])) if fit == "resize" else middle(given, size)
         return image.resize((width, height), Image.Resampling.LANCZOS, box=box), Placement(fit, given, size, box=box)
     if fit == "crop":
         if given[0] < height or given[1] < width:

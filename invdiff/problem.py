@@ -118,7 +118,9 @@ def build_problem(
     values = values.to(backbone.device, torch.float64)
     per_image = operator.batch_size
     if per_image is not None and len(values) not in (1, per_image):
-        raise InvdiffError(f"operator has parameters for {per_image} images but y holds {len(values)}")
+        raise InvdiffError(
+            f"y must hold 1 measurement, or {per_image}, as many as the operator has parameters for, got {len(values)}"
+        )
     if per_image is not None and len(values) == 1:
         values = values.expand(per_image, *wanted)
     read = operator.reads(tuple(shape))
@@ -238,7 +240,7 @@ def _measurement(
             raise InvdiffError("y must hold one measurement at least, got an empty list")
         parts = [_measurement(one, wanted, unit, operator, backbone) for one in y]
         if len({unit for _, unit in parts}) > 1:
-            raise InvdiffError("y mixes 8-bit images and float arrays; pass one kind")
+            raise InvdiffError("y must be all 8-bit images or all float arrays, got a mixture")
         return torch.cat([values for values, _ in parts]), parts[0][1]
     if isinstance(y, Photo):
         y, unit = (_channels(y, wanted[0]) if len(wanted) == 3 else y.values()), Affine.from_range((0, 255))

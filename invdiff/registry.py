@@ -85,6 +85,12 @@ class Registry(Generic[T]):
         hint = near_match(name, names) if isinstance(name, str) else ""
         raise InvdiffError(f"{self.what} must be one of {', '.join(names)}; got {shown(name)}.{hint}")
 
+    def __getitem__(self, name: str) -> T:
+        return self.get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
     def names(self) -> list[str]:
         """Every name: in the order of registration, then those of installed packages."""
         own = list(self._items)

@@ -82,7 +82,9 @@ class Solution:
     def std(self) -> Tensor:
         """Standard deviation over the samples, (B, C, H, W): where the answer is uncertain. Needs two samples or more."""
         if self.n_samples < 2:
-            raise InvdiffError("std needs at least two samples per measurement; solve(..., n_samples=8)")
+            raise InvdiffError(
+                f"n_samples must be at least 2 for a standard deviation, got {self.n_samples}; solve(..., n_samples=8)"
+            )
         return self.samples.std(1)
 
     @property

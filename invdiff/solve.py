@@ -32,7 +32,7 @@ from invdiff.plan import REGIONS, Plan, Stage, plan_restoration, restore
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
 from invdiff.regions import Box
-from invdiff.samplers.base import Progress, Record, Sampler, sampler_class, samplers_that
+from invdiff.samplers.base import Progress, Record, Sampler, Walk, sampler_class, samplers_that
 from invdiff.samplers.ddnm import noisy_kin
 from invdiff.samplers.guidance import Guidance, as_guidance
 from invdiff.samplers.paths import PATHS, make_path
@@ -220,17 +220,19 @@ def solve(
                     else (first if len(first) == 1 else first[rows]).expand(len(rows), *problem.image_shape)
                 )
                 record = Record(per_image=states)
-                asked = task.select(rows if len(task.y) == len(keys) else images) if len(keys) > 1 else task
-                asked_of = part.select(images)
+                one = task.select(rows if len(task.y) == len(keys) else images) if len(keys) > 1 else task
+                asked = part.select(images)
                 restored = walker.run(
-                    asked,
-                    Near(asked_of, tiles, asked.pinv_y) if tiles else asked_of,
-                    source,
-                    x_init=start,
-                    times=times,
-                    guidance=terms,
-                    on_step=on_step,
-                    record=record,
+                    Walk(
+                        one,
+                        Near(asked, tiles, one.pinv_y) if tiles else asked,
+                        source,
+                        start,
+                        times,
+                        tuple(terms),
+                        on_step,
+                        record,
+                    )
                 ).cpu()
                 calls, moved = max(calls, record.calls, key=len), 0
                 details.append(record.details)

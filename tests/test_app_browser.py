@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from invdiff.bench.votes.store import Votes
 from PIL import Image
 from test_app import wrong_files
 
 from invdiff import solve
 from invdiff.backbones import load_backbone
 from invdiff.bench.run.score import score_folders
+from invdiff.bench.votes.store import Votes
 from invdiff.data import chelsea64
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

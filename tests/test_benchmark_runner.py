@@ -23,7 +23,7 @@ from invdiff.bench.report.report import make_report
 from invdiff.bench.run import executors, store
 from invdiff.bench.run.backbones import Backbones, fingerprint
 from invdiff.bench.run.executors import parse_shard, shard_of
-from invdiff.bench.run.images import fitted, pictures_in
+from invdiff.bench.run.images import pictures_in
 from invdiff.bench.run.runner import bench, cost, failures, merge_runs, plan, run_suite
 from invdiff.bench.run.score import score_folders
 from invdiff.bench.run.store import Record, Run
@@ -32,6 +32,7 @@ from invdiff.bench.suite.suite import SamplerEntry, Suite, Task
 from invdiff.files import slug
 from invdiff.images import from_pil
 from invdiff.metrics import psnr, ssim
+from invdiff.pictures import covered
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # a process with threads of its own cannot be forked safely
 
@@ -514,7 +515,7 @@ def test_images_of_a_folder(tmp_path):
     )
     assert run.info["images"] == ["sub-a-b", "sub-b"] and not run.info["images_from_prior"]
     assert run.truth("sub-b").size == (16, 16)
-    with pytest.raises(InvdiffError, match="holds 3 pictures"):
+    with pytest.raises(InvdiffError, match="n_images must be at most 3"):
         bench(SUITE, tmp_path / "r2", backbone=BACKBONE, images=photos.parent, n_images=9)
 
 
@@ -536,9 +537,9 @@ def test_a_restoration_does_not_start_from_the_noise_of_its_truth(tmp_path):
 def test_pictures_are_cropped_in_the_middle():
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 255
-    assert np.asarray(fitted(Image.fromarray(wide), (10, 10))).min() > 230
+    assert np.asarray(covered(Image.fromarray(wide), (10, 10))).min() > 230
     same = Image.fromarray(wide)
-    assert fitted(same, (20, 40)) is same
+    assert covered(same, (20, 40)) is same
 
 
 def test_names_make_good_file_names():
@@ -583,7 +584,7 @@ def test_scoring_says_what_is_wrong(folders):
     Image.new("RGB", (12, 12)).save(folders / "out/mine/other.png")
     with pytest.raises(InvdiffError, match="'other' has no true image"):
         score_folders(folders / "truth", folders / "out", out=folders / "r")
-    with pytest.raises(InvdiffError, match="needs more than pictures"):
+    with pytest.raises(InvdiffError, match="metric must be one that needs pictures only"):
         score_folders(folders / "truth", folders / "out", out=folders / "r", metrics=("misfit",))
 
 

@@ -199,7 +199,7 @@ def test_cover_shows_the_whole_of_the_shorter_side():
         (("solve", "gone.png"), "does not exist"),
         (("solve", "photo.png", "--mask", "halve"), "Did you mean 'half'"),
         (("solve", "photo.png"), "--mask on the command line"),
-        (("solve", "photo.png", "-a", "super_resolution"), "needs the option 'scale'"),
+        (("solve", "photo.png", "-a", "super_resolution"), "must be given the option 'scale'"),
         (("solve", "photo.png", "-a", "super_resolution", "-A", "scal=2"), "Did you mean 'scale'"),
         (("solve", "photo.png", "-a", "super_resolution", "-A", "scale=two"), "scale must be a whole number"),
         (("solve", "photo.png", "-a", "blur", "-A", "kernel=gausian"), "Did you mean 'gaussian'"),
@@ -222,8 +222,14 @@ def test_cover_shows_the_whole_of_the_shorter_side():
         (("bench", "quik"), "Did you mean 'quick'"),
         (("report", "nowhere"), "nowhere"),
         (("download", "ddpm-dog-256"), "Did you mean"),
-        (("solve", "photo.png", "--mask", "half", "--device", "xpu"), "device 'xpu' is not here"),
-        (("solve", "photo.png", "--mask", "half", "--device", "meta"), "device 'meta' is not here"),
+        (
+            ("solve", "photo.png", "--mask", "half", "--device", "xpu"),
+            "device must be one that is here and computes, got 'xpu'",
+        ),
+        (
+            ("solve", "photo.png", "--mask", "half", "--device", "meta"),
+            "device must be one that is here and computes, got 'meta'",
+        ),
         (("solve", "photo.png", "--mask", "half", "--steps", "3", "-O", "steps=3"), "steps is given twice"),
         (
             ("solve", "photo.png", "--mask", "half", "-s", "repaint", "-O", "jump_length=a"),

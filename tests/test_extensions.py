@@ -18,6 +18,7 @@ from invdiff.cli.terminal import imports_first
 from invdiff.data import chelsea64
 from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.extensions import import_extensions, imported_extensions
+from invdiff.priors import GaussianBackbone
 from invdiff.registry import Registry
 
 ONE_FILE = '''
@@ -263,6 +264,31 @@ def test_a_name_that_a_package_announces_is_taken(monkeypatch):
     with pytest.raises(InvdiffError, match=r"announced as torch:ones"):
         things.add("theirs", test_a_name_that_a_package_announces_is_taken)
     assert things.get("theirs") is torch.ones and things.names() == ["theirs"]
+
+
+def test_a_prior_is_a_backbone_by_its_name_registered_or_announced(monkeypatch):
+    from invdiff.backbones.zoo import BACKBONES, backbone_names, load_backbone
+    from invdiff.priors import PRIORS, register_prior
+
+    @register_prior("flat")
+    def flat(width: float = 0.5):
+        return GaussianBackbone(torch.zeros(1, 2, 2), torch.full((1, 2, 2), width**2))
+
+    try:
+        assert float(load_backbone("flat", width=0.25).variance.max()) == 0.0625
+        assert load_backbone("flat").name == "flat" and "flat" in backbone_names()
+        with pytest.raises(InvdiffError, match="Did you mean 'width'"):
+            load_backbone("flat", widht=1)
+        with pytest.raises(InvdiffError, match="exists already"):
+            register_prior("cats64", flat)
+        with pytest.raises(InvdiffError, match="must be callable"):
+            register_prior("other", 3)
+    finally:
+        PRIORS.remove("flat"), BACKBONES.remove("flat")
+    found = [EntryPoint("theirs", "invdiff.priors.named:two_modes16", "invdiff.priors")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "invdiff.priors" else [])
+    assert "theirs" in backbone_names() and load_backbone("theirs").image_shape == (1, 1, 16)
+    PRIORS.remove("theirs")
 
 
 def test_two_packages_with_one_name_and_a_broken_one_are_said(monkeypatch):

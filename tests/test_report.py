@@ -223,6 +223,25 @@ def test_a_run_in_which_all_failed_has_a_report(tmp_path):
     assert "no restoration came out" in page and "DivergenceError" in page
 
 
+def test_a_file_name_gives_that_file_and_nothing_else(tmp_path):
+    run = make_run(tmp_path / "r", images=1, pictures=False)
+    whole = {p.name: p.read_text() for p in make_report(run.folder, tmp_path / "all", ("html", "md", "tex", "csv"))}
+    for name, as_in in (
+        ("a.html", "report.html"),
+        ("b.MD", "report.md"),
+        ("c.tex", "tables.tex"),
+        ("d.csv", "summary.csv"),
+    ):
+        (file,) = make_report(run.folder, tmp_path / "new" / name)
+        assert file == tmp_path / "new" / name and file.read_text() == whole[as_in]
+    assert len(list((tmp_path / "new").iterdir())) == 4
+    with pytest.raises(InvdiffError, match=r"out must be a folder for png files"):
+        make_report(run.folder, tmp_path / "e.png")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InvdiffError, match="taken"):
+        make_report(run.folder, tmp_path / "taken")
+
+
 def test_mistakes_are_refused(tmp_path):
     with pytest.raises(InvdiffError, match="no benchmark run"):
         make_report(tmp_path)

@@ -12,14 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent / "invdiff"
 
 # What everybody may use: no room of its own, no knowledge of the others.
 GROUND = {
-    "errors", "checks", "registry", "options", "files", "images", "markdown", "memory", "noise", "photos", "progress", "tensors",
-    "extensions", "regions",
+    "errors", "checks", "registry", "options", "files", "images", "markdown", "memory", "noise", "photos", "pictures", "progress",
+    "tensors", "extensions", "regions",
 }  # fmt: skip
 
 # Room -> the rooms that it may import, at module level or within functions. A module of the root is a room of its own.
 MAY_KNOW: dict[str, set[str]] = {
     "operators": set(),
-    "backbones": {"checkpoints", "priors"},  # load_backbone, within functions, and only there: see ONLY_INSIDE
+    "backbones": {"checkpoints"},  # load_backbone, within functions, and only there: see ONLY_INSIDE
     "checkpoints": {"backbones", "priors"},
     "priors": {"backbones", "operators", "checkpoints"},
     "training": {"backbones", "checkpoints", "operators", "priors"},
@@ -37,7 +37,7 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 LEAVES = {"cli", "app", "plotting", "tabular", "demo", "fitting"}
 FREE = {"bench", "__init__", "__main__", *LEAVES}  # know anything that is no leaf
-ONLY_INSIDE = {("backbones", "checkpoints"), ("backbones", "priors")}
+ONLY_INSIDE = {("backbones", "checkpoints")}
 MAY_SHOW = {  # who asks a leaf, within a function: methods that draw, and the command of a leaf
     ("solution", "plotting"), ("bench", "plotting"), ("cli", "app"), ("cli", "demo"), ("cli", "fitting"), ("app", "fitting"),
     ("cli", "plotting"), ("app", "plotting"), ("demo", "plotting"), ("__main__", "cli"), ("app", "demo"), ("cli", "tabular"),

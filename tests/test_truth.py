@@ -394,7 +394,9 @@ def test_the_packaged_suite_holds_what_the_benchmark_promises():
     assert {0.0, 0.5} <= {task.sigma_y for task in suite.tasks}
     assert {"gmm25-8", "gmm25-80", "gmm25-800", "cats64-gmm", "learned"} <= {task.backbone for task in suite.tasks}
     steps = {entry.on(task).get("steps") for task, entry in suite.pairs() if task.part == "steps"}
-    assert steps == {None, 25, 100, 1000}
+    assert steps == {None, 10, 25, 100, 1000}
+    names = {entry.name for task, entry in suite.pairs() if task.backbone == "cats64-gmm"}
+    assert {EXACT, "mmps", "tmpd", "copaint", "reddiff", "daps", "tds", "mcg-diff", "fps-smc"} <= names
     quick = load_suite(quick_selection("truth"))
     assert len(quick.pairs()) < len(suite.pairs()) / 2
     assert {t.name for t in quick.tasks} <= {t.name for t in suite.tasks}

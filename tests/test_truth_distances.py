@@ -134,7 +134,7 @@ def test_rank_histogram_counts_every_truth():
     rank = torch.tensor([0, 0, 3, 4, 9])
     assert rank_histogram(rank, 9).tolist() == [2, 0, 0, 1, 1, 0, 0, 0, 0, 1]
     assert rank_histogram(rank, 9, bins=5).tolist() == [2, 1, 1, 0, 1]
-    with pytest.raises(InvdiffError, match="does not divide"):
+    with pytest.raises(InvdiffError, match="bins must divide"):
         rank_histogram(rank, 9, bins=3)
 
 

@@ -77,7 +77,7 @@ def test_seeing_14_of_16_pixels_leaves_both_modes_open():
     assert 0.01 < float(weights.min()) < 0.5
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", PRIORS.names())
 def test_every_prior_is_a_backbone_by_name(name):
     backbone = load_backbone(name)
     sample = backbone.prior_sample(50)

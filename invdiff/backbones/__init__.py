@@ -1,7 +1,7 @@
 """What a sampler asks: pretrained denoisers and the schedules that they count in.
 
 Knows torch and, behind a function call, diffusers. `checkpoints`, `priors`, `training`, `samplers` and everything above may
-import it; it names `checkpoints` and `priors` only where a backbone is loaded by name.
+import it; it names `checkpoints` only where a backbone is loaded by name.
 """
 
 from invdiff.backbones.base import Backbone, Prediction

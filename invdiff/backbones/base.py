@@ -103,7 +103,7 @@ class Backbone(ABC):
         if shape == tuple(self.image_shape):
             return self
         if len(shape) != 3 or min(shape) < 1 or shape[0] != self.image_shape[0] or not self.any_size:
-            raise InvdiffError(f"backbone {self.name} {self.sizes_taken()}; image_shape was {shape}")
+            raise InvdiffError(f"image_shape must suit the backbone, got {shape}: {self.name} {self.sizes_taken()}")
         view = copy.copy(self)
         view._any_size, view.image_shape = True, shape
         return view
@@ -136,7 +136,9 @@ class Backbone(ABC):
     def to(self: BackboneT, device: torch.device | str) -> BackboneT:
         """The same backbone on another device."""
         if torch.device(device) != self.device:
-            raise InvdiffError(f"{type(self).__name__} cannot be moved to {device!r}; make it there")
+            raise InvdiffError(
+                f"device must be {str(self.device)!r}, where this {type(self).__name__} was made, got {device!r}; make it there"
+            )
         return self
 
     def select(self: BackboneT, images: Tensor) -> BackboneT:
@@ -159,3 +161,29 @@ class Backbone(ABC):
             levels = self.schedule.alpha_bar[t.detach().long().cpu()]
             return levels.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
         return self.schedule.alpha_bar_at(int(t))
+
+
+class WrappedBackbone(Backbone):
+    """A backbone that asks another one and computes where that one does; to write one, give `predict`.
+
+    Attributes:
+        backbone: the one that is asked.
+    """
+
+    backbone: Backbone
+
+    def wrap(self, backbone: Backbone) -> None:
+        """Take a backbone in, with what it says of itself; whether pictures are of its size is for the subclass to say."""
+        self.backbone = backbone
+        self.schedule, self.name, self.bounded = backbone.schedule, backbone.name, backbone.bounded
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    def arithmetic(self) -> AbstractContextManager:
+        return self.backbone.arithmetic()

@@ -78,7 +78,7 @@ class FlowBackbone(NetworkBackbone):
         self.time_first = flag("time_first", time_first)
         if one_of("engine", engine, ENGINES) == "openvino":
             raise InvdiffError(
-                "engine 'openvino' runs networks whose times are whole numbers, a velocity's are not; engine='torch' runs it"
+                "engine must be 'auto' or 'torch' for a velocity, got 'openvino', which runs networks whose times are whole numbers"
             )
         super().__init__(
             network,

@@ -8,8 +8,7 @@ channels, (C, H, W) -> (4 C, H/2, W/2), and because it is orthonormal it keeps w
 is a denoiser of the image itself, trained with the same loss. The idea of wavelet diffusion models (Phung et al.,
 2023).
 
-Saved in diffusers' folder format: ``config.json`` and ``diffusion_pytorch_model.safetensors``, and beside them
-``invdiff.json``, which is a `Description`.
+Saved in diffusers' folder format, see `SavedNetwork`.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ from invdiff.backbones.weights_file import CONFIG, WEIGHTS, read_weights, write_
 from invdiff.checks import one_of, shown, whole
 from invdiff.errors import InvdiffError
 from invdiff.files import read_json, replace_file
+
+NetworkT = TypeVar("NetworkT", bound="SavedNetwork")
 
 DESCRIPTION = "invdiff.json"
 
@@ -83,7 +85,7 @@ def inverse_haar(h: Tensor) -> Tensor:
         InvdiffError: a number of channels that isn't a multiple of four.
     """
     if h.ndim != 4 or h.shape[1] % 4:
-        raise InvdiffError(f"inverse_haar takes (B, 4 C, H, W), got shape {tuple(h.shape)}")
+        raise InvdiffError(f"h must be of shape (B, 4 C, H, W), got {tuple(h.shape)}")
     return F.conv_transpose2d(h, _filters(h.shape[1] // 4, h.dtype, h.device), stride=2)
 
 
@@ -196,10 +198,70 @@ class Description:
         replace_file(Path(folder) / DESCRIPTION, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
 
+class SavedNetwork(nn.Module):
+    """A network that is saved as a folder: ``config.json``, ``diffusion_pytorch_model.safetensors`` and ``invdiff.json``.
+
+    To write one, give `configuration` and `made_of`; `stored` where the weights are those of a part of it.
+
+    Attributes:
+        description: shape of the images, schedule, prediction; saved with the weights.
+    """
+
+    description: Description
+
+    @abstractmethod
+    def configuration(self) -> str:
+        """The text of ``config.json``."""
+
+    @classmethod
+    @abstractmethod
+    def made_of(cls: type[NetworkT], config: dict[str, Any], description: Description, folder: Path) -> NetworkT:
+        """The network that a configuration describes, its weights still to be filled in.
+
+        Raises:
+            InvdiffError: a configuration, that of `folder`, that it doesn't take.
+        """
+
+    def stored(self) -> nn.Module:
+        """Whose weights are in the file."""
+        return self
+
+    def save(self, folder: str | Path, *, precision: str = "float32") -> Description:
+        """Write the three files, each whole or not at all, and return the description as written.
+
+        Args:
+            folder: made if it isn't there.
+            precision: of the stored weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = replace(self.description, sha256=write_weights(folder, self.stored().state_dict(), precision))
+        replace_file(folder / CONFIG, self.configuration().encode())
+        description.write(folder)
+        return description
+
+    @classmethod
+    def load(cls: type[NetworkT], folder: str | Path) -> NetworkT:
+        """The network of a saved folder, float32, in evaluation mode.
+
+        Raises:
+            InvdiffError: a missing file, or weights that don't match their checksum or their configuration.
+        """
+        folder = Path(folder)
+        description = Description.read(folder)
+        config, state = read_weights(folder, description.sha256)
+        network = cls.made_of(config, description, folder)
+        try:
+            network.stored().load_state_dict(state, assign=True)
+        except Exception as error:
+            raise InvdiffError(f"{folder / WEIGHTS} does not hold the weights of {folder / CONFIG}: {error}") from error
+        return network.eval()
+
+
 # ---- the network ------------------------------------------------------------------------------------------------
 
 
-class HaarUNet(nn.Module):
+class HaarUNet(SavedNetwork):
     """diffusers' `UNet2DModel` behind the Haar transform, or plain with ``description.haar=False``.
 
         network = HaarUNet.new(channels=(64, 128, 160))
@@ -275,40 +337,19 @@ class HaarUNet(nn.Module):
         with torch.autocast(out.device.type, enabled=False):
             return F.conv_transpose2d(out.float(), self.filters.float(), stride=2)
 
-    def save(self, folder: str | Path, *, precision: str = "float32") -> Description:
-        """Write the three files of the folder format, each whole or not at all, and return the description as written.
+    def configuration(self) -> str:
+        return str(self.unet.to_json_string())  # type: ignore[operator]
 
-        Args:
-            folder: made if it isn't there.
-            precision: of the stored weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        description = replace(self.description, sha256=write_weights(folder, self.unet.state_dict(), precision))
-        replace_file(folder / CONFIG, self.unet.to_json_string().encode())  # type: ignore[operator]
-        description.write(folder)
-        return description
+    def stored(self) -> nn.Module:
+        return self.unet
 
     @classmethod
-    def load(cls, folder: str | Path) -> HaarUNet:
-        """The network of a saved folder, float32, in evaluation mode.
-
-        Raises:
-            InvdiffError: a missing file, or weights that don't match their checksum or their configuration.
-        """
-        folder = Path(folder)
-        description = Description.read(folder)
+    def made_of(cls, config: dict[str, Any], description: Description, folder: Path) -> HaarUNet:
         if description.prediction == RESTORATION and cls is HaarUNet:
             raise InvdiffError(
                 f"{folder} holds a restorer, which is no denoiser; it is a sampler: Restorer({str(folder)!r})"
             )
-        config, state = read_weights(folder, description.sha256)
-        unet = build(config, folder / CONFIG)
-        try:
-            unet.load_state_dict(state, assign=True)
-        except Exception as error:
-            raise InvdiffError(f"{folder / WEIGHTS} does not hold the weights of {folder / CONFIG}: {error}") from error
-        return cls(unet, description).eval()
+        return cls(build(config, folder / CONFIG), description)
 
     def backbone(
         self,

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invdiff.backbones.haar import Description, haar, inverse_haar
+from invdiff.backbones.haar import Description, SavedNetwork, haar, inverse_haar
 from invdiff.backbones.network import NetworkBackbone
-from invdiff.backbones.weights_file import CONFIG, read_weights, write_weights
+from invdiff.backbones.weights_file import CONFIG
 from invdiff.checks import known, whole
 from invdiff.errors import InvdiffError
-from invdiff.files import replace_file
 
 BRANCH = 0.3
 """Share of a block's branch in its sum with what the block was given."""
@@ -83,7 +81,7 @@ class _Block(nn.Module):
         return torch.add(self.second(F.silu(h)), x, alpha=_X)
 
 
-class LocalUNet(nn.Module):
+class LocalUNet(SavedNetwork):
     """A denoiser of pictures of any size whose pixels depend on their surroundings only, behind the Haar transform.
 
         network = LocalUNet()
@@ -226,31 +224,11 @@ class LocalUNet(nn.Module):
 
     # ---- files ----------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path, *, precision: str = "float32") -> Description:
-        """Write the folder format: ``config.json``, the weights, ``invdiff.json``; returns the description as written.
-
-        Args:
-            folder: made if it isn't there.
-            precision: of the stored weights: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        description = replace(self.description, sha256=write_weights(folder, self.state_dict(), precision))
-        text = json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2)
-        replace_file(folder / CONFIG, f"{text}\n".encode())
-        description.write(folder)
-        return description
+    def configuration(self) -> str:
+        return json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n"
 
     @classmethod
-    def load(cls, folder: str | Path) -> LocalUNet:
-        """The network of a saved folder, float32, in evaluation mode.
-
-        Raises:
-            InvdiffError: a missing file, or weights that don't match their checksum or their configuration.
-        """
-        folder = Path(folder)
-        description = Description.read(folder)
-        config, state = read_weights(folder, description.sha256)
+    def made_of(cls, config: dict[str, Any], description: Description, folder: Path) -> LocalUNet:
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
         known(f"{folder / CONFIG}", config, ("widths", "blocks", "embedding", "features", "deviation"))
         for name, most in {
@@ -263,12 +241,7 @@ class LocalUNet(nn.Module):
             for value in values if isinstance(values, tuple) else (values,):
                 whole(f"{folder / CONFIG}: {name}", value, 0, most)
         with torch.random.fork_rng(devices=[]):  # the weights to be replaced must not move the caller's generator
-            network = cls(**config, description=description)
-        try:
-            network.load_state_dict(state)
-        except Exception as error:
-            raise InvdiffError(f"{folder} does not hold the weights of its {CONFIG}: {error}") from error
-        return network.eval()
+            return cls(**config, description=description)
 
     def backbone(self, *, name: str | None = None, **options: Any) -> NetworkBackbone:
         """This network as a `Backbone`; the options are those of `NetworkBackbone`."""

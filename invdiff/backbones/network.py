@@ -77,17 +77,19 @@ def available_device(device: torch.device | str) -> torch.device:
     if found.type == "cuda":
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:
-            raise InvdiffError(f"device {device!r} is not here: PyTorch sees {count} CUDA devices; cpu always works")
+            raise InvdiffError(
+                f"device must be one that is here, got {device!r}: PyTorch sees {count} CUDA devices; cpu always works"
+            )
         return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
     if found.type == "meta":
-        raise InvdiffError(f"device {device!r} is not here, or computes nothing; cpu always works")
+        raise InvdiffError(f"device must be one that is here and computes, got {device!r}; cpu always works")
     try:
         tried = torch.zeros(2, dtype=torch.float32, device=found)
         here = bool((tried + 1).cpu().sum() == 2)
     except (RuntimeError, AssertionError, ImportError):
         here = False
     if not here:
-        raise InvdiffError(f"device {device!r} is not here, or computes nothing; cpu always works")
+        raise InvdiffError(f"device must be one that is here and computes, got {device!r}; cpu always works")
     return tried.device
 
 
@@ -480,7 +482,7 @@ class NetworkBackbone(Backbone):
             also = ""
             if self.prediction in PREDICTIONS and out.shape[1:2] == (2 * channels,) and not self.learned_variance:
                 also = " It has twice the channels of the image: say learned_variance=True if the second half is the variance."
-            raise InvdiffError(f"network returned shape {tuple(out.shape)}, expected {wanted}.{also}")
+            raise InvdiffError(f"network must return shape {wanted}, got {tuple(out.shape)}.{also}")
         return out
 
     def _at_any_size(self, x: Tensor, times: Tensor) -> Tensor:

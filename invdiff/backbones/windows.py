@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.base import Backbone, Prediction, WrappedBackbone
 from invdiff.backbones.network import checked_shape, pad_to_multiple
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.checks import real, whole
@@ -28,31 +28,13 @@ GRADIENT_TILE = 384
 _NUMBERS_PER_BATCH = 2**19  # of windows evaluated at once: 42 of 64x64, 2 of 256x256
 
 
-class Patched(Backbone):
-    """A backbone that asks another one about parts of the picture, one after the other, and joins the answers.
-
-    Attributes:
-        backbone: the one that is asked.
-    """
-
-    backbone: Backbone
-
-    def _wrap(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.schedule, self.name, self.bounded = backbone.schedule, backbone.name, backbone.bounded
+class Patched(WrappedBackbone):
+    """A backbone that asks another one about parts of the picture, one after the other, and joins the answers."""
 
     def _around(self: PatchedT, backbone: Backbone) -> PatchedT:
         other = copy.copy(self)
-        other._wrap(backbone)
+        other.wrap(backbone)
         return other
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.dtype
 
     @property
     def precision(self) -> str:
@@ -104,14 +86,14 @@ class Tiles(Patched):
     def __init__(self, backbone: Backbone, tile: int | None = None) -> None:
         if not backbone.any_size or backbone.field_of_view is None:
             raise InvdiffError(
-                f"backbone {backbone.name} cannot be computed in tiles: it must take any size and say how far a prediction "
-                "looks (field_of_view); for a network of one size there is Windows(backbone, (C, H, W))"
+                "backbone must take any size and say how far a prediction looks (field_of_view) to be computed in tiles, got "
+                f"{backbone.name}; for a network of one size there is Windows(backbone, (C, H, W))"
             )
         self.tile = None if tile is None else whole("tile", tile, low=1)
-        self._wrap(backbone)
+        self.wrap(backbone)
 
-    def _wrap(self, backbone: Backbone) -> None:
-        super()._wrap(backbone)
+    def wrap(self, backbone: Backbone) -> None:
+        super().wrap(backbone)
         self.image_shape, self._any_size = backbone.image_shape, True
         self.multiple_of, self.field_of_view = backbone.multiple_of, backbone.field_of_view
 
@@ -213,11 +195,13 @@ class Windows(Patched):
         batch_size: int | None = None,
     ) -> None:
         if backbone.any_size:
-            raise InvdiffError(f"backbone {backbone.name} needs no windows: it {backbone.sizes_taken()}")
+            raise InvdiffError(
+                f"backbone must be of one size to need windows, got {backbone.name}, which {backbone.sizes_taken()}"
+            )
         self.overlap = real("overlap", overlap, 0.0, 0.99)
         self.shift = bool(shift)
         self.batch_size = None if batch_size is None else whole("batch_size", batch_size, low=1)
-        self._wrap(backbone)
+        self.wrap(backbone)
         channels = backbone.image_shape[0]
         self.image_shape = checked_shape((channels, None, None) if image_shape is None else image_shape)
         if self.image_shape[0] != channels:

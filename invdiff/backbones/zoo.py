@@ -41,6 +41,16 @@ BACKBONES: Registry[Loader] = Registry("backbone", "invdiff.backbones", check=_l
 """Loaders by name: registered by a running program, or announced by installed packages."""
 
 
+def _maker(name: str, make: Any) -> Callable[..., Any]:
+    if not callable(make):
+        raise InvdiffError(f"maker of prior {name!r} must be callable, got {type(make).__name__}")
+    return make  # type: ignore[no-any-return]
+
+
+PRIORS: Registry[Callable[..., Any]] = Registry("prior", "invdiff.priors", check=_maker)
+"""Name -> maker of a backbone whose posterior is known: registered by a running program, or announced by installed packages."""
+
+
 def load_backbone(
     name_or_path: str | Path = DEFAULT_BACKBONE,
     *,
@@ -86,8 +96,8 @@ def load_backbone(
     run: dict[str, Any] = {"precision": precision, "compile": compile, "device": device, **options}
     if name in _embedded():
         return load_checkpoint(EMBEDDED / name, format=format, **run)
-    if name in BACKBONES:
-        loader = BACKBONES.get(name)
+    if name in BACKBONES or name in PRIORS:
+        loader = BACKBONES.get(name) if name in BACKBONES else prior_loader(name)
         if not takes_any(loader):
             known(f"backbone {name}", options, accepted_options(loader))
         return loader(**run)
@@ -105,8 +115,8 @@ def load_backbone(
 
 
 def backbone_names() -> list[str]:
-    """Every name that `load_backbone` knows, sorted: embedded, registered, and announced by installed packages."""
-    return sorted({*BACKBONES.names(), *_embedded()})
+    """Every name that `load_backbone` knows, sorted: embedded, registered, and announced by installed packages; priors too."""
+    return sorted({*BACKBONES.names(), *PRIORS.names(), *_embedded()})
 
 
 def register_backbone(name: str, loader: Loader | None = None) -> Any:
@@ -124,6 +134,45 @@ def register_backbone(name: str, loader: Loader | None = None) -> Any:
     if name in _embedded():
         raise InvdiffError(f"a backbone named {name!r} exists already; take another name")
     return BACKBONES.add(name, loader)
+
+
+def register_prior(name: str, make: Callable[..., Any] | None = None) -> Any:
+    """Give a prior a name that `load_backbone`, the command line and the suites then take. ``@register_prior("mine")`` works too.
+
+    Args:
+        name: not taken yet, by a prior or another backbone.
+        make: ``make(**options)`` returns the prior, such as a `GaussianBackbone`: a backbone with ``prior_sample(n, seed)`` and
+            ``posterior(operator, y, sigma_y)``, and ``to(device)``.
+
+    Raises:
+        InvdiffError: the name is taken, or the maker cannot be called.
+    """
+    if make is None:
+        return lambda function: register_prior(name, function)
+    _maker(name, make)
+    register_backbone(name, prior_loader(name, make))  # which refuses a name that a backbone has
+    PRIORS.add(name, make)
+    return make
+
+
+def prior_loader(name: str, make: Callable[..., Any] | None = None) -> Callable[..., Backbone]:
+    """The loader of the backbone that a prior of that name is; `make` makes it where it isn't registered yet."""
+    from invdiff.checkpoints.formats import accepted_options, takes_any
+
+    make = PRIORS.get(name) if make is None else make
+
+    def load(
+        *, precision: str = "auto", compile: bool = False, device: torch.device | str | None = None, **options: Any
+    ) -> Backbone:
+        if not takes_any(make):
+            known(f"prior {name}", options, accepted_options(make))
+        model = make(**options)
+        model.name = name
+        return model if device is None else model.to(device)
+
+    # whose it is, so that the registry tells another prior of that name from the same one registered again
+    load.__module__, load.__qualname__ = make.__module__, getattr(make, "__qualname__", f"the prior {name}")
+    return load
 
 
 def _embedded() -> list[str]:

@@ -88,7 +88,10 @@ def bench_command(
 @app.command("report")
 def report_command(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the files; RUN/report by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the files, RUN/report by default; or one file: .html, .md, .tex or .csv."),
+    ] = None,
     formats: Annotated[str, typer.Option(help="Any of html, png, svg, csv, md, tex.")] = "html,png,svg,csv,md,tex",
 ) -> None:
     """Write the report of a run: one HTML page, figures, tables for papers."""

@@ -32,7 +32,7 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 
     _check(x, truth)
     if min(x.shape[-2:]) < 7:
-        raise InvdiffError(f"ssim needs images of at least 7 x 7 pixels, got {x.shape[-2]} x {x.shape[-1]}")
+        raise InvdiffError(f"images must be of at least 7 x 7 pixels for ssim, got {x.shape[-2]} x {x.shape[-1]}")
     pairs = zip(x.double().cpu().numpy(), truth.double().cpu().numpy(), strict=True)
     return torch.tensor(
         [structural_similarity(a, b, data_range=1.0, channel_axis=0) for a, b in pairs], dtype=torch.float64

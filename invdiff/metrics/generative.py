@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invdiff.metrics.base import Metric, Unavailable, import_reason, register_metric
-from invdiff.metrics.perceptual import reachable, weights_file
+from invdiff.metrics.perceptual import weights_reason
 
 SMALLEST_SET = 100
 _FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -69,13 +69,8 @@ def generative_reason() -> str | None:
         import torch_fidelity as _  # noqa: F401
     except Exception as error:
         return import_reason(error, "torch-fidelity", "fid")
-    path = weights_file(_FILE)
-    if path.is_file() or reachable(_HOST):
-        return None
-    return (
-        f"Inception's weights are not on this machine and {_HOST} cannot be reached. Put "
-        f"https://{_HOST}/toshas/torch-fidelity/releases/download/v0.2.0/{_FILE} (96 MB) at {path}"
-    )
+    address = f"https://{_HOST}/toshas/torch-fidelity/releases/download/v0.2.0/{_FILE}"
+    return weights_reason("Inception's weights", address, 96)
 
 
 @lru_cache(maxsize=1)

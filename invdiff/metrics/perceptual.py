@@ -43,13 +43,16 @@ def lpips_reason() -> str | None:
         import lpips as _  # noqa: F401
     except Exception as error:
         return import_reason(error, "lpips")
-    path = weights_file(_FILE)
-    if path.is_file() or reachable(_HOST):
+    return weights_reason("AlexNet's weights, on which LPIPS is built,", f"https://{_HOST}/models/{_FILE}", 233)
+
+
+def weights_reason(what: str, address: str, megabytes: int) -> str | None:
+    """Why weights from the web cannot be had here, or None: they are here already, or their host can be reached."""
+    host, file = address.split("/")[2], address.rpartition("/")[2]
+    path = weights_file(file)
+    if path.is_file() or reachable(host):
         return None
-    return (
-        f"AlexNet's weights, on which LPIPS is built, are not on this machine and {_HOST} cannot be reached. "
-        f"Put https://{_HOST}/models/{_FILE} (233 MB) at {path}"
-    )
+    return f"{what} are not on this machine and {host} cannot be reached. Put {address} ({megabytes} MB) at {path}"
 
 
 def weights_file(name: str) -> Path:

@@ -63,7 +63,7 @@ def rank_histogram(rank: Tensor, samples: int, bins: int | None = None) -> Tenso
     values = samples + 1
     bins = bins or max(b for b in range(1, min(values, 20) + 1) if values % b == 0)
     if values % bins:
-        raise InvdiffError(f"bins = {bins} does not divide the {values} possible ranks of {samples} samples")
+        raise InvdiffError(f"bins must divide the {values} possible ranks of {samples} samples, got {bins}")
     return torch.bincount((rank * bins) // values, minlength=bins)
 
 

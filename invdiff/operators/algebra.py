@@ -274,7 +274,7 @@ class Sum(LinearOperator):
         for (first, one), (second, other) in pairwise(zip(self.terms, shapes, strict=True)):
             if one != other:
                 raise InvdiffError(
-                    f"{first!r} measures {one} and {second!r} measures {other}: terms of a sum must agree."
+                    f"the terms of a sum must measure alike, got {one} of {first!r} and {other} of {second!r}"
                 )
         return shapes[0]
 
@@ -332,7 +332,7 @@ class Stack(LinearOperator):
         """The measurement `(B, m)` of which these are the parts, each in the shape of its operator's measurement."""
         if len(parts) != len(self.operators):
             raise InvdiffError(
-                f"parts has {len(parts)} measurements, but {self!r} has {len(self.operators)} operators."
+                f"parts must be one measurement for each of the {len(self.operators)} operators of {self!r}, got {len(parts)}"
             )
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
@@ -343,8 +343,8 @@ class Stack(LinearOperator):
         sizes = [prod(shape) for shape in shapes]
         if y.ndim != 2 or y.shape[1] != sum(sizes):
             raise InvdiffError(
-                f"y has shape {tuple(y.shape)}, but {self!r} on images {image_shape} measures (B, {sum(sizes)}); "
-                "join([y_1, y_2, ...]) makes it of its parts."
+                f"y must be of shape (B, {sum(sizes)}), as {self!r} measures images {image_shape}, got {tuple(y.shape)}; "
+                "join([y_1, y_2, ...]) makes it of its parts"
             )
         parts = y.split(sizes, dim=1)
         return [part.reshape(part.shape[0], *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -132,8 +132,8 @@ class LinearOperator(ABC):
             InvdiffError: When the measurement does not tell.
         """
         raise InvdiffError(
-            f"image_shape is needed by {self!r}: a measurement of shape {tuple(measurement_shape)} does not tell "
-            "the size of its image. Pass image_shape=(C, H, W), or use operator.bind((C, H, W))."
+            f"image_shape must be given for {self!r}, got None: a measurement of shape {tuple(measurement_shape)} does not tell "
+            "the size of its image. Pass image_shape=(C, H, W), or use operator.bind((C, H, W))"
         )
 
     @classmethod
@@ -186,15 +186,15 @@ class LinearOperator(ABC):
     def check_images(self, x: Tensor) -> None:
         """Raise an `InvdiffError` when `x` is not a batch of images that the operator accepts."""
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-            raise InvdiffError(f"x is {_described(x)}, but {self!r} takes a floating point tensor (B, C, H, W).")
+            raise InvdiffError(f"x must be a floating point tensor (B, C, H, W) for {self!r}, got {_described(x)}")
         self.check_batch("x", x)
 
     def check_batch(self, name: str, value: Tensor) -> None:
         """Raise an `InvdiffError` when a batch has not as many images as the operator has parameters for."""
         if self.batch_size is not None and value.shape[0] != self.batch_size:
             raise InvdiffError(
-                f"{name} has {value.shape[0]} images, but {self!r} has parameters for {self.batch_size}. "
-                "Select those of a part of the batch with operator[indices]."
+                f"{name} must be of {self.batch_size} images, as many as {self!r} has parameters for, got {value.shape[0]}; "
+                "operator[indices] selects those of a part of the batch"
             )
 
     def adjoint(self, y: Tensor, image_shape: Shape | None = None) -> Tensor:
@@ -331,7 +331,7 @@ class LinearOperator(ABC):
         if image_shape is not None:
             return tuple(image_shape)
         if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise InvdiffError(f"y is {_described(y)}, but {self!r} takes a floating point tensor (B, ...).")
+            raise InvdiffError(f"y must be a floating point tensor (B, ...) for {self!r}, got {_described(y)}")
         return self.image_shape or self.infer_image_shape(tuple(y.shape[1:]))
 
     def bind(self, image_shape: Shape) -> LinearOperator:
@@ -502,7 +502,9 @@ class LinearOperator(ABC):
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         if self.batch_size not in (None, 1):
-            raise InvdiffError(f"{self!r} has parameters for {self.batch_size} images; select one, as in operator[0].")
+            raise InvdiffError(
+                f"operator must be of one image, got {self!r} with parameters for {self.batch_size}; operator[0] selects one"
+            )
         image_shape = tuple(image_shape)
         shape = self.measurement_shape(image_shape)
 

@@ -92,7 +92,7 @@ class Blur(LinearOperator):
             )
         weights = np.asarray(ImageOps.grayscale(open_image(kernel, "kernel"))).astype(np.float64)
         if weights.sum() == 0:
-            raise InvdiffError(f"kernel {kernel!r} is black: it has no weight anywhere")
+            raise InvdiffError(f"kernel must have weight somewhere, got {kernel!r}, which is black")
         return cls(weights / weights.sum(), threshold)
 
     def _transfer(self, image_shape: Shape, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class Blur(LinearOperator):
             h, w = self.kernel.shape
             if h > size[0] or w > size[1]:
                 raise InvdiffError(
-                    f"kernel is {h}x{w}, larger than the image, {size[0]}x{size[1]}; crop it to at most that."
+                    f"kernel must be at most as large as the image, {size[0]}x{size[1]}, got {h}x{w}; crop it"
                 )
             padded = torch.zeros(size, dtype=torch.float64)
             padded[:h, :w] = self.kernel.cpu()

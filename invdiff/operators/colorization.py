@@ -49,7 +49,7 @@ class Colorization(LinearOperator):
     def check_images(self, x: Tensor) -> None:
         super().check_images(x)
         if x.shape[1] != 3:
-            raise InvdiffError(f"x has {x.shape[1]} channels, but {self!r} takes images of 3.")
+            raise InvdiffError(f"x must be images of 3 channels for {self!r}, got {x.shape[1]}")
 
     def apply(self, x: Tensor) -> Tensor:
         red, green, blue = self.weights
@@ -63,7 +63,7 @@ class Colorization(LinearOperator):
 
     def measurement_shape(self, image_shape: Shape) -> Shape:
         if image_shape[0] != 3:
-            raise InvdiffError(f"image_shape is {tuple(image_shape)}, but {self!r} takes images of 3 channels.")
+            raise InvdiffError(f"image_shape must have 3 channels for {self!r}, got {tuple(image_shape)}")
         return (1, *image_shape[1:])
 
     def _cogram_diagonal(self, image_shape: Shape, like: Tensor) -> Eigenvalues | None:

@@ -58,8 +58,8 @@ class Fourier(LinearOperator):
         super().check_images(x)
         if x.shape[2:] != self.mask.shape:
             raise InvdiffError(
-                f"x has images of {x.shape[2]}x{x.shape[3]}, but the mask of {self!r} is for "
-                f"{self.mask.shape[0]}x{self.mask.shape[1]}."
+                f"x must be images of {self.mask.shape[0]}x{self.mask.shape[1]}, those of the mask of {self!r}, got "
+                f"{x.shape[2]}x{x.shape[3]}"
             )
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ class FunctionOperator(LinearOperator):
             raise InvdiffError(f"adjoint must return a tensor, got {shown(x)}")
         if tuple(x.shape) != (y.shape[0], *image_shape):
             raise InvdiffError(
-                f"adjoint returned shape {tuple(x.shape)}, but the images are {(y.shape[0], *image_shape)}."
+                f"adjoint must return the images' shape, {(y.shape[0], *image_shape)}, got {tuple(x.shape)}"
             )
         return x
 

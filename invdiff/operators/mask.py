@@ -67,8 +67,8 @@ class Mask(LinearOperator):
         height, width = image_shape[-2:]
         if mask is None:
             raise InvdiffError(
-                "operator mask needs the option 'mask' (--mask on the command line): a picture (white = known, black = missing) or "
-                f"one of {', '.join(MASKS.names())}"
+                "mask must be given (--mask on the command line): a picture (white = known, black = missing) or one of "
+                f"{', '.join(MASKS.names())}; got None"
             )
         if isinstance(mask, str) and mask in MASKS:
             seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
@@ -82,7 +82,7 @@ class Mask(LinearOperator):
                 )
             known = _known_pixels(mask)
         if tuple(known.shape[-2:]) != (height, width):
-            raise InvdiffError(f"mask is for images {_size(known)}, but the images are {height}x{width}.")
+            raise InvdiffError(f"mask must be of the image's size, {height}x{width}, got {_size(known)}")
         return cls(~known if invert else known)
 
     def reads(self, image_shape: Shape) -> Tensor | None:
@@ -107,10 +107,10 @@ class Mask(LinearOperator):
         mask = self.mask
         if x.device != mask.device:
             raise InvdiffError(
-                f"mask is on {mask.device}, but the image is on {x.device}; use mask.to({str(x.device)!r})."
+                f"mask must be on the image's device, {x.device}, got {mask.device}; use mask.to({str(x.device)!r})"
             )
         if x.shape[2:] != mask.shape[2:] or mask.shape[1] not in (1, x.shape[1]):
-            raise InvdiffError(f"mask is for images {_size(mask)}, but the image is {_size(x)}: the sizes must agree.")
+            raise InvdiffError(f"mask must be of the image's size, {_size(x)}, got {_size(mask)}")
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.where(self.mask, x, 0.0)

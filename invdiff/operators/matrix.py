@@ -48,9 +48,7 @@ class MatrixOperator(LinearOperator):
         if isinstance(matrix, str) and matrix == "random":
             return cls(called(random_matrix, "matrix 'random'", own, prod(image_shape)))
         if matrix is None:
-            raise InvdiffError(
-                "operator matrix needs the option 'matrix': 'random', the path of a .npy file, or an array"
-            )
+            raise InvdiffError("matrix must be given: 'random', the path of a .npy file, or an array; got None")
         called(lambda: None, "a matrix that is given", own)
         if isinstance(matrix, str):
             try:
@@ -82,7 +80,7 @@ class MatrixOperator(LinearOperator):
         m, n = self.matrix.shape
         if prod(image_shape) != n:
             raise InvdiffError(
-                f"image_shape is {tuple(image_shape)}, {prod(image_shape)} elements, but {self!r} takes images of {n}."
+                f"image_shape must have {n} elements for {self!r}, got {tuple(image_shape)}, {prod(image_shape)} elements"
             )
         return (m,)
 

@@ -79,7 +79,9 @@ class NonlinearOperator:
         Raises:
             InvdiffError: always.
         """
-        raise InvdiffError(f"{self!r} is not linear and has no adjoint: MCG and DPS cannot use it; PiGDM and DDNM can")
+        raise InvdiffError(
+            f"operator must be linear to have an adjoint, got {self!r}: MCG and DPS cannot use it; PiGDM and DDNM can"
+        )
 
     def measure(self, x: Tensor, sigma_y: float = 0.0, seed: int | Sequence[int] = 0) -> Tensor:
         """h(x); noise-free only."""

@@ -55,7 +55,7 @@ def called(
         known(owner, options, parameters, what)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
-            raise InvdiffError(f"{owner} needs the {what} {name!r}; it takes {', '.join(parameters)}")
+            raise InvdiffError(f"{owner} must be given the {what} {name!r}, got none; it takes {', '.join(parameters)}")
     hints = _hints(function)
     values = {
         name: _converted(f"{owner}: {name}", value, hints.get(name), parameters[name].default)

@@ -67,7 +67,9 @@ class WalshHadamard(LinearOperator):
         def build() -> tuple[Tensor, Tensor, Tensor]:
             height, width = size
             if height & (height - 1) or width & (width - 1):
-                raise InvdiffError(f"x has images of {height}x{width} pixels, but {self!r} takes powers of two.")
+                raise InvdiffError(
+                    f"x must have a height and width that are powers of two for {self!r}, got {height}x{width}"
+                )
             count = height * width
             generator = np.random.default_rng([self.seed, height, width])
             order = generator.permutation(count)

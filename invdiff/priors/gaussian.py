@@ -170,7 +170,7 @@ class GaussianBackbone(AnalyticBackbone):
         shape = image_shape_of("mean", mean)
         given = numbers("spectrum", spectrum)
         if tuple(given.shape) not in (shape, shape[1:]):
-            raise InvdiffError(f"spectrum has shape {tuple(given.shape)}; accepted are {shape[1:]} and {shape}")
+            raise InvdiffError(f"spectrum must be of shape {shape[1:]} or {shape}, got {tuple(given.shape)}")
         given = variances("spectrum", given)
         mirrored = given.flip(-2, -1).roll((1, 1), (-2, -1))
         if not torch.allclose(given, mirrored, rtol=1e-4, atol=1e-6 * float(given.max())):

@@ -250,12 +250,7 @@ class GaussianMixtureBackbone(AnalyticBackbone):
         return Prediction(x0.reshape(shape), eps.reshape(shape))
 
     def posterior(self, operator: Measurement, y: Tensor, sigma_y: float = 0.0) -> MixturePosterior:
-        """The exact distribution of x0 given ``y = A x0 + sigma_y n``.
-
-        Args:
-            operator: any linear operator A on images of `image_shape`.
-            y: one measurement, ``(*measurement_shape)`` or with a batch of one before it, in model range units.
-            sigma_y: standard deviation of the noise, 0 included.
+        """The exact distribution of x0 given ``y = A x0 + sigma_y n``; arguments as for `GaussianBackbone.posterior`.
 
         Returns:
             A `MixturePosterior`: `weights`, `means`, `components`, `mean`, `variance`, `covariance`, `sample(n, seed)`,

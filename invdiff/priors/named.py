@@ -13,7 +13,6 @@ sigma_y = 0.05 here is 1 there. ``gmm25-8-original`` has the original units; it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from invdiff.backbones.base import Backbone
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.backbones.zoo import register_backbone
-from invdiff.checks import one_of, whole
+from invdiff.backbones.zoo import PRIORS, register_backbone, register_prior
+from invdiff.checks import whole
 from invdiff.errors import InvdiffError
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.priors.mixture import GaussianMixtureBackbone
@@ -103,7 +102,7 @@ def _decay(n: int, correlation: float) -> Tensor:
     return correlation ** (index[:, None] - index[None]).abs()
 
 
-PRIORS: dict[str, Callable[[], AnalyticPrior]] = {
+for _name, _make in {
     "gaussian8": correlated_gaussian,
     "gaussian16x16": image_gaussian,
     "gaussian-colour": partial(correlated_gaussian, (3, 8, 8)),
@@ -112,9 +111,10 @@ PRIORS: dict[str, Callable[[], AnalyticPrior]] = {
     "gmm25-800": partial(gmm25, 800),
     "gmm25-8-original": partial(gmm25, 8, scale=1.0),
     "two-modes16": two_modes16,
-}
-"""Name -> maker: 8 correlated pixels; a 16 x 16 image with the power spectrum of photographs; an 8 x 8 colour image, correlated in
-space and between channels; 25 modes in 8, 80 and 800 dimensions; two modes, 0.8 and 0.2, in 16 dimensions."""
+}.items():
+    # 8 correlated pixels; a 16 x 16 image with the power spectrum of photographs; an 8 x 8 colour image, correlated in space and
+    # between channels; 25 modes in 8, 80 and 800 dimensions; two modes, 0.8 and 0.2, in 16 dimensions
+    register_prior(_name, _make)
 
 
 # ---- a learned denoiser of the same prior -----------------------------------------------------------------------
@@ -204,7 +204,7 @@ def train_denoiser(
 @lru_cache(maxsize=2)
 def _trained(prior: str, iterations: int, seed: int) -> nn.Module:
     with torch.inference_mode(False):  # the first call comes from a sampler
-        return train_denoiser(PRIORS[prior](), iterations, batch=256, seed=seed)
+        return train_denoiser(PRIORS.get(prior)(), iterations, batch=256, seed=seed)
 
 
 def learned(
@@ -225,7 +225,7 @@ def learned(
         precision, compile: not used; it runs in float32.
         device: where to run.
     """
-    exact = PRIORS[one_of("prior", prior, PRIORS)]()
+    exact = PRIORS.get(prior)()
     whole("iterations", iterations, 1), whole("seed", seed, 0)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -238,17 +238,4 @@ def learned(
     return model
 
 
-def _loader(name: str) -> Callable[..., Backbone]:
-    def load(
-        *, precision: str = "auto", compile: bool = False, device: torch.device | str | None = None
-    ) -> AnalyticPrior:
-        model = PRIORS[name]()
-        model.name = name
-        return model if device is None else model.to(device)
-
-    return load
-
-
-for _name in PRIORS:
-    register_backbone(_name, _loader(_name))
 register_backbone("learned", learned)

@@ -28,6 +28,7 @@ from invdiff.errors import InvdiffError
 from invdiff.noise import standard_normal
 
 if TYPE_CHECKING:
+    from invdiff.backbones.base import Backbone
     from invdiff.priors.gaussian import GaussianBackbone
     from invdiff.priors.mixture import GaussianMixtureBackbone
 
@@ -64,7 +65,9 @@ class FlatOperator:
         batch = getattr(operator, "batch_size", None)
         if batch is not None:
             if batch != 1:
-                raise InvdiffError(f"operator has parameters for {batch} images; a posterior is of one: operator[i]")
+                raise InvdiffError(
+                    f"operator must be of one image for a posterior, got parameters for {batch}; operator[i] selects one"
+                )
             operator = operator[0]
         if hasattr(operator, "bind"):
             operator = operator.bind(image_shape)
@@ -104,8 +107,8 @@ class FlatOperator:
         shape = self.measurement_shape
         if tuple(y.shape) not in (shape, (1, *shape)):
             raise InvdiffError(
-                f"y has shape {tuple(y.shape)}; the measurement of one image of shape {self.image_shape} has shape "
-                f"{shape}, with or without a batch of one"
+                f"y must be of shape {shape}, with or without a batch of one, as an image of shape {self.image_shape} is "
+                f"measured, got {tuple(y.shape)}"
             )
         if y.is_complex():
             raise InvdiffError(f"y must be real, got {y.dtype}")
@@ -585,9 +588,7 @@ def gaussian_posterior(
     backbone: GaussianBackbone, operator: Measurement, y: Tensor, sigma_y: float = 0.0
 ) -> GaussianPosterior:
     """See `GaussianBackbone.posterior`."""
-    sigma_y = checked_noise(sigma_y)
-    flat = FlatOperator(operator, backbone.image_shape, backbone.device)
-    tolerance, measured = rank_tolerance(flat, y, sigma_y), flat.measured(y)
+    sigma_y, flat, measured, tolerance = _measurement(backbone, operator, y, sigma_y)
     prior = backbone.double()
     full = bool((prior.eigenvalues > 0).all())
     affine = AffinePrior(
@@ -610,9 +611,7 @@ def mixture_posterior(
     backbone: GaussianMixtureBackbone, operator: Measurement, y: Tensor, sigma_y: float = 0.0
 ) -> MixturePosterior:
     """See `GaussianMixtureBackbone.posterior`."""
-    sigma_y = checked_noise(sigma_y)
-    flat = FlatOperator(operator, backbone.image_shape, backbone.device)
-    tolerance, measured = rank_tolerance(flat, y, sigma_y), flat.measured(y)
+    sigma_y, flat, measured, tolerance = _measurement(backbone, operator, y, sigma_y)
     prior = backbone.double()
     whole = truncated_svd(flat, identity, identity, flat.d, tolerance)
     components = []
@@ -628,6 +627,15 @@ def mixture_posterior(
     full = all(component._prior.log_density is not None for component in components)
     density = (lambda x: prior.log_prob(x.reshape(-1, *prior.image_shape))) if full else None
     return MixturePosterior(tuple(components), prior.weights.log(), density, whole)
+
+
+def _measurement(
+    backbone: Backbone, operator: Measurement, y: Tensor, sigma_y: float
+) -> tuple[float, FlatOperator, Tensor, float]:
+    """The noise, the operator on flat images, the flat measurement, and below what a singular value counts as zero; all checked."""
+    sigma_y = checked_noise(sigma_y)
+    flat = FlatOperator(operator, backbone.image_shape, backbone.device)
+    return sigma_y, flat, flat.measured(y), rank_tolerance(flat, y, sigma_y)
 
 
 def log_likelihood(

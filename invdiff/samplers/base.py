@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.base import Backbone, Prediction, WrappedBackbone
 from invdiff.backbones.schedule import SPACINGS, NoiseSchedule
 from invdiff.checks import shown
 from invdiff.errors import DivergenceError, InvdiffError, near_match
@@ -90,21 +90,12 @@ class Record:
     ahead: Sequence[int] = ()
 
 
-class RecordedBackbone(Backbone):
+class RecordedBackbone(WrappedBackbone):
     """A backbone that keeps a list of its calls; to a sampler it is one like any other."""
 
     def __init__(self, backbone: Backbone, record: Record) -> None:
-        self.backbone, self.record = backbone, record
-        self.schedule, self.image_shape = backbone.schedule, backbone.image_shape
-        self.name, self.bounded = backbone.name, backbone.bounded
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.dtype
+        self.wrap(backbone)
+        self.image_shape, self.record = backbone.image_shape, record
 
     def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
         first = int(t.flatten()[0]) if isinstance(t, Tensor) else t
@@ -123,6 +114,37 @@ def moves_ahead(backbone: Backbone) -> Sequence[int]:
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One run of a sampler down its path: what is asked, of whom, and who is told.
+
+    Attributes:
+        problem: what is asked.
+        backbone: on the full schedule.
+        noise: where the draws come from.
+        x_init: first state instead of the sampler's own.
+        times: another path over the kept times.
+        guidance: extra terms, see `Guidance`.
+        on_step: called after every move.
+        record: is told of every network call.
+    """
+
+    problem: Problem
+    backbone: Backbone
+    noise: NoiseSource
+    x_init: Tensor | None = None
+    times: Sequence[int] | None = None
+    guidance: tuple[Guidance, ...] = ()
+    on_step: Callable[[Progress], Any] | None = None
+    record: Record = field(default_factory=Record)
+
+    def begun(self, sampler: Sampler) -> tuple[Backbone, list[int]]:
+        """The backbone in the times that the sampler keeps, with its guidance, and the path."""
+        backbone = self.backbone.on(sampler.respaced(self.backbone.schedule)).drawing(self.noise)
+        times = sampler.path(backbone.schedule) if self.times is None else list(self.times)
+        return (GuidedBackbone(backbone, self.guidance) if self.guidance else backbone), times
 
 
 @dataclass(frozen=True)
@@ -260,56 +282,36 @@ class Sampler(ABC):
 
         Without the problem, products that depend on its size are counted at their most.
         """
-        calls = len(self.asked(self.path(self.respaced(schedule)) if times is None else times))
-        calls = -(-calls * self.states(n_samples) // n_samples)
+        clock = self.respaced(schedule)
+        price = self.price(self.path(clock) if times is None else times, clock, problem)
+        return Cost(*(-(-each * self.states(n_samples) // n_samples) for each in dataclasses.astuple(price)))
+
+    def price(self, times: Sequence[int], schedule: NoiseSchedule, problem: Problem | None) -> Cost:
+        """What one state takes along the path `times` over the kept times, those of `schedule`."""
+        calls = len(self.asked(times))
         return Cost(calls, calls * self.products_for(problem))
 
     def network_calls(self, schedule: NoiseSchedule) -> int:
         """Network calls per image on the full schedule `schedule`, known before a run."""
         return self.cost(schedule).calls
 
-    def run(
-        self,
-        problem: Problem,
-        backbone: Backbone,
-        noise: NoiseSource,
-        *,
-        x_init: Tensor | None = None,
-        times: Sequence[int] | None = None,
-        guidance: Sequence[Guidance] = (),
-        on_step: Callable[[Progress], Any] | None = None,
-        record: Record | None = None,
-    ) -> Tensor:
+    def run(self, walk: Walk) -> Tensor:
         """Walk the path and return the restoration, (B, C, H, W), unclamped, model range.
-
-        Args:
-            problem: what is asked.
-            backbone: on the full schedule.
-            noise: where the draws come from.
-            x_init: first state instead of the sampler's own.
-            times: another path over the kept times.
-            guidance: extra terms, see `Guidance`.
-            on_step: called after every move.
-            record: is told of every network call.
 
         Raises:
             DivergenceError: the state went non-finite.
         """
-        backbone = backbone.on(self.respaced(backbone.schedule)).drawing(noise)
-        schedule = backbone.schedule
-        times = self.path(schedule) if times is None else list(times)
-        if guidance:
-            backbone = GuidedBackbone(backbone, tuple(guidance))
-        record = Record() if record is None else record
-        backbone = RecordedBackbone(backbone, record)
+        problem, noise, record, on_step = walk.problem, walk.noise, walk.record, walk.on_step
+        guided, times = walk.begun(self)
+        backbone, schedule = RecordedBackbone(guided, record), guided.schedule
         stepper = self.stepper()
 
         def ask(x_t: Tensor, t: int) -> Tensor:
             return self.estimate(x_t, t, problem, backbone)
 
         check_every = 1 if problem.y.device.type == "cpu" else 16
-        with no_gradient(inference=not (self.uses_gradient or guidance)):
-            x = self.first_state(problem, backbone, times[0], noise.at(-1)) if x_init is None else x_init
+        with no_gradient(inference=not (self.uses_gradient or walk.guidance)):
+            x = self.first_state(problem, backbone, times[0], noise.at(-1)) if walk.x_init is None else walk.x_init
             x0 = x
             history: History = ()
             for k, (t, s) in enumerate(pairwise(times)):

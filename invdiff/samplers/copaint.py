@@ -91,15 +91,8 @@ class CoPaint(Sampler):
                     calls += [s] * each
         return calls
 
-    def cost(
-        self,
-        schedule: NoiseSchedule,
-        times: Sequence[int] | None = None,
-        n_samples: int = 1,
-        problem: Problem | None = None,
-    ) -> Cost:
+    def price(self, times: Sequence[int], schedule: NoiseSchedule, problem: Problem | None) -> Cost:
         """As for every sampler; the calls that shrink a step come on top, `Cost.trials` at most."""
-        times = self.path(self.respaced(schedule)) if times is None else times
         calls = len(self.asked(times))
         down = sum(s < t for t, s in pairwise(times))
         vjps = (calls - down) // (2 if self.backtrack else 1)

@@ -89,17 +89,10 @@ class DAPS(Sampler):
             dict.fromkeys([t, *(schedule.nearest(level_of(s)) for s in self._descent(_sigma(schedule, t))[1:-1])])
         )
 
-    def cost(
-        self,
-        schedule: NoiseSchedule,
-        times: Sequence[int] | None = None,
-        n_samples: int = 1,
-        problem: Problem | None = None,
-    ) -> Cost:
-        clock = self.respaced(schedule)
-        down = [t for t, s in pairwise(self.path(clock) if times is None else times) if s < t]
+    def price(self, times: Sequence[int], schedule: NoiseSchedule, problem: Problem | None) -> Cost:
+        down = [t for t, s in pairwise(times) if s < t]
         again = len(down) if self.prior == "score" and self.mcmc != "exact" else 0
-        return Cost(sum(len(self._asked_from(clock, t)) for t in down) + again)
+        return Cost(sum(len(self._asked_from(schedule, t)) for t in down) + again)
 
     # ---- the method -----------------------------------------------------------------------------------------
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.base import Backbone, Prediction, WrappedBackbone
 from invdiff.checks import function, one_of, real, shown
 from invdiff.errors import InvdiffError
 
@@ -94,23 +93,12 @@ def as_guidance(terms: Any) -> list[Guidance]:
     return out
 
 
-class GuidedBackbone(Backbone):
+class GuidedBackbone(WrappedBackbone):
     """A backbone whose clean estimate follows extra terms; to a sampler it is one like any other."""
 
     def __init__(self, backbone: Backbone, terms: Sequence[Guidance]) -> None:
-        self.backbone, self.terms = backbone, terms
-        self.schedule, self.image_shape, self.name = backbone.schedule, backbone.image_shape, backbone.name
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.dtype
-
-    def arithmetic(self) -> AbstractContextManager:
-        return self.backbone.arithmetic()
+        self.wrap(backbone)
+        self.image_shape, self.terms = backbone.image_shape, terms
 
     def predict(self, x_t: Tensor, t: int | Tensor) -> Prediction:
         prediction = self.backbone.predict(x_t, t)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +12,11 @@ from invdiff.backbones.base import Backbone
 from invdiff.backbones.schedule import NoiseSchedule
 from invdiff.backbones.windows import Windows
 from invdiff.errors import InvdiffError
-from invdiff.noise import Draw, NoiseSource
+from invdiff.noise import Draw
 from invdiff.operators import Colorization, Identity, Mask, SuperResolution
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Progress, Record, Sampler, inverse, register_sampler
-from invdiff.samplers.guidance import Guidance
+from invdiff.samplers.base import Sampler, Walk, inverse, register_sampler
 from invdiff.samplers.paths import jumps
 from invdiff.tensors import weighted_sum
 
@@ -74,26 +72,14 @@ class MaskShift(Sampler):
             x.add_(noise("step"), alpha=(variance - brought) ** 0.5)
         return x, estimate
 
-    def run(
-        self,
-        problem: Problem,
-        backbone: Backbone,
-        noise: NoiseSource,
-        *,
-        x_init: Tensor | None = None,
-        times: Sequence[int] | None = None,
-        guidance: Sequence[Guidance] = (),
-        on_step: Callable[[Progress], Any] | None = None,
-        record: Record | None = None,
-    ) -> Tensor:
+    def run(self, walk: Walk) -> Tensor:
+        problem, backbone, x_init = walk.problem, walk.backbone, walk.x_init
         if not isinstance(backbone, Windows):
-            return super().run(
-                problem, backbone, noise, x_init=x_init, times=times, guidance=guidance, on_step=on_step, record=record
-            )
+            return super().run(walk)
         (height, width), size = backbone.window, problem.image_shape[1:]
         if height > size[0] or width > size[1]:
             raise InvdiffError(
-                f"mask_shift needs pictures of at least {height} x {width} pixels, got {size[0]} x {size[1]}"
+                f"y must be of at least {height} x {width} pixels for mask_shift, got {size[0]} x {size[1]}"
             )
         answer = torch.zeros(len(problem.y), *problem.image_shape, device=problem.y.device, dtype=backbone.dtype)
         finished = torch.zeros(size, dtype=torch.bool, device=answer.device)
@@ -106,16 +92,9 @@ class MaskShift(Sampler):
             if number == 0 and x_init is not None:
                 first = x_init[part]
             task = window_of(problem, top, left, shape)
-            previous = super().run(
-                WindowProblem(*task, problem.sigma_y, shape, (), finished[part[1:]].clone(), answer[part].clone()),
-                still.backbone,
-                noise.of(shape, f"window {number}"),
-                x_init=first,
-                times=times,
-                guidance=guidance,
-                on_step=on_step,
-                record=record,
-            )
+            one = WindowProblem(*task, problem.sigma_y, shape, (), finished[part[1:]].clone(), answer[part].clone())
+            own_noise = walk.noise.of(shape, f"window {number}")
+            previous = super().run(replace(walk, problem=one, backbone=still.backbone, noise=own_noise, x_init=first))
             answer[part] = previous
             finished[part[1:]] = True
         return answer
@@ -148,10 +127,12 @@ def window_of(problem: Problem, top: int, left: int, shape: tuple[int, int, int]
         factor = operator.scale
     elif not isinstance(operator, Colorization | Identity):
         raise InvdiffError(
-            f"mask_shift takes masks, colorization and super-resolution (nearest, box), got {operator!r}"
+            f"operator must be a mask, colorization or super-resolution (nearest, box) for mask_shift, got {operator!r}"
         )
     if any(n % factor for n in (top, left, height, width)):
-        raise InvdiffError(f"mask_shift: windows of {height} x {width} at ({top}, {left}) do not fit {operator!r}")
+        raise InvdiffError(
+            f"windows must begin and end at multiples of {factor} for {operator!r}, got {height} x {width} at ({top}, {left})"
+        )
     rows = slice(top // factor, (top + height) // factor)
     columns = slice(left // factor, (left + width) // factor)
     return operator.bind(shape), problem.y[..., rows, columns], problem.y_given[..., rows, columns]

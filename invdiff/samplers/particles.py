@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -18,8 +18,7 @@ from invdiff.noise import Draw, NoiseSource
 from invdiff.operators.base import LinearOperator
 from invdiff.options import option
 from invdiff.problem import Problem
-from invdiff.samplers.base import Progress, Record, Sampler, finite, no_gradient
-from invdiff.samplers.guidance import Guidance, GuidedBackbone
+from invdiff.samplers.base import Progress, Sampler, Walk, finite, no_gradient
 
 NUMBERS_PER_CALL = 2**19  # of the particles that the network sees at once: bounds the memory, whatever their number
 
@@ -188,27 +187,15 @@ class ParticleSampler(Sampler):
     ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("particles move by `move`")
 
-    def run(
-        self,
-        problem: Problem,
-        backbone: Backbone,
-        noise: NoiseSource,
-        *,
-        x_init: Tensor | None = None,
-        times: Sequence[int] | None = None,
-        guidance: Sequence[Guidance] = (),
-        on_step: Callable[[Progress], Any] | None = None,
-        record: Record | None = None,
-    ) -> Tensor:
+    def run(self, walk: Walk) -> Tensor:
         """Walk the path; rows are all particles of an image, then those of the next.
 
         Args:
-            problem, backbone, noise, x_init, times, guidance, on_step: as for every sampler, one row for each particle.
-            record: says with `per_image` how many rows, a multiple of `particles`, are of one image (one population by
-                default), and is told of every call and of "ess" (images, populations, weighings), "ancestors" (images,
-                populations, resamplings, particles), "log_evidence" (images, populations), "log_weights" of all particles in
-                their pool (images, particles), and "log_weights_before" every resampling (images, populations, weighings,
-                particles), largest 0.
+            walk: as for every sampler, one row for each particle. Its record says with `per_image` how many rows, a multiple of
+                `particles`, are of one image (one population by default), and is told of every call and of "ess" (images,
+                populations, weighings), "ancestors" (images, populations, resamplings, particles), "log_evidence" (images,
+                populations), "log_weights" of all particles in their pool (images, particles), and "log_weights_before" every
+                resampling (images, populations, weighings, particles), largest 0.
 
         Returns:
             As many rows, unclamped, model range: draws from the pool of an image in random order, or the particles.
@@ -217,20 +204,18 @@ class ParticleSampler(Sampler):
             InvdiffError: a path that goes up.
             DivergenceError: states or weights went non-finite.
         """
-        backbone = backbone.on(self.respaced(backbone.schedule))
-        times = self.path(backbone.schedule) if times is None else list(times)
+        problem, noise, record = walk.problem, walk.noise, walk.record
+        backbone, times = walk.begun(self)
         if any(s > t for t, s in pairwise(times)):
             raise InvdiffError(
                 f"path must only go down for {self.name}: its weights belong to steps towards the clean image"
             )
-        if guidance:
-            backbone = GuidedBackbone(backbone, tuple(guidance))
-        record, size = Record() if record is None else record, self.particles
-        with no_gradient(inference=not (self.uses_gradient or guidance)):
+        size = self.particles
+        with no_gradient(inference=not (self.uses_gradient or walk.guidance)):
             log_weights = torch.zeros(len(problem.y) // size, size, dtype=torch.float64)
             cloud = Population(self.resampling, self.ess_threshold, noise, log_weights, record.per_image or size)
             x = self.start(problem, backbone, times[0], noise.at(-1), cloud)
-            x = x if x_init is None else x_init
+            x = x if walk.x_init is None else walk.x_init
             for k, (t, s) in enumerate(pairwise(times)):
                 record.calls.append(backbone.schedule.timestep(t))
                 x, x0 = self.move(x, t, s, k, problem, backbone, noise.at(k), cloud)
@@ -240,9 +225,9 @@ class ParticleSampler(Sampler):
                         f"(time {t} -> {s}, network time {backbone.schedule.timestep(t)}). More particles or more steps help; "
                         f"settings: {self}"
                     )
-                if on_step is not None:
+                if walk.on_step is not None:
                     timestep = backbone.schedule.timestep(t)
-                    on_step(Progress(k, len(times) - 1, t, s, timestep, len(record.calls) * size, x, x0))
+                    walk.on_step(Progress(k, len(times) - 1, t, s, timestep, len(record.calls) * size, x, x0))
             x = self.last_weights(x, problem, backbone, cloud)
             cloud.settle()
             return self._drawn(x.clone(), cloud, len(times) - 1, record.details)

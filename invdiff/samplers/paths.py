@@ -104,7 +104,7 @@ def make_path(path: str | Sequence[int] | Callable[[int], Sequence[int]], n: int
 def _affordable(calls: int, what: str) -> None:
     """Refuse a route before it is laid out."""
     if calls > MOST_MOVES:
-        raise InvdiffError(f"{what} makes {calls:,} network calls per image; a path has at most {MOST_MOVES:,}")
+        raise InvdiffError(f"{what} must make at most {MOST_MOVES:,} network calls per image, got {calls:,}")
 
 
 def _short(times: list[int]) -> str:

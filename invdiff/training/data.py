@@ -7,10 +7,8 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -21,10 +19,7 @@ from torch import Tensor
 
 from invdiff.checks import whole
 from invdiff.errors import InvdiffError, InvdiffWarning
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-MOST_BYTES = 2**28
-"""Of one picture, unpacked: a zip of some kilobytes may hold gigabytes."""
+from invdiff.pictures import ENDINGS, Pictures, covered
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -60,22 +55,19 @@ def load_images(
         InvdiffError: no such folder or zip, no image in it, or none that can be read.
     """
     size = whole("size", size, 1, 4096)
-    source = Path(path).expanduser()
-    with ExitStack() as stack:
-        sizes, read = _open(source, stack)
-        chosen = [n for n in sorted(sizes) if not _excluded(n, exclude)]
-        chosen = (chosen if split is None else _of_split(chosen, split))[:limit]
-        if not chosen:
-            where = f"{source}/{split}" if split else str(source)
-            left_out = f", leaving out {', '.join(exclude)}" if exclude else ""
-            raise InvdiffError(f"no image in {where}{left_out}; looked for {', '.join(SUFFIXES)} in all subfolders")
-        if cache is None:
-            images = np.empty((len(chosen), 3, size, size), np.uint8)
-            names = _decode_all(source, chosen, read, images)
-            return torch.from_numpy(images[: len(names)]), names
-        return _cached(
-            Path(cache), [(n, sizes[n]) for n in chosen], size, lambda out: _decode_all(source, chosen, read, out)
-        )
+    pictures = Pictures(path, "data")
+    chosen = [n for n in pictures.sizes if not _excluded(n, exclude)]
+    chosen = (chosen if split is None else _of_split(chosen, split))[:limit]
+    if not chosen:
+        where = f"{pictures.source}/{split}" if split else str(pictures.source)
+        left_out = f", leaving out {', '.join(exclude)}" if exclude else ""
+        raise InvdiffError(f"no image in {where}{left_out}; looked for {', '.join(ENDINGS)} in all subfolders")
+    if cache is None:
+        images = np.empty((len(chosen), 3, size, size), np.uint8)
+        names = _decode_all(pictures, chosen, images)
+        return torch.from_numpy(images[: len(names)]), names
+    listing = [(n, pictures.sizes[n]) for n in chosen]
+    return _cached(Path(cache), listing, size, lambda out: _decode_all(pictures, chosen, out))
 
 
 def load_photos(
@@ -92,24 +84,20 @@ def load_photos(
     Raises:
         InvdiffError: no such folder or zip, or no image in it that can be read.
     """
-    source = Path(path).expanduser()
+    pictures = Pictures(path, "data")
+    source = pictures.source
     photos: list[Tensor] = []
     good: list[str] = []
     broken: list[str] = []
-    with ExitStack() as stack:
-        sizes, read = _open(source, stack)
-        names = [n for n in sorted(sizes) if not _excluded(n, exclude)]
-        for name in names if split is None else _of_split(names, split):
-            try:
-                with Image.open(BytesIO(read(name))) as image:
-                    if image.mode in DEEP:
-                        raise ValueError(f"mode {image.mode} has more than 8 bits; convert it first")
-                    pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-            except Exception as error:  # decoders raise anything, from OSError to struct.error
-                broken.append(f"{name} ({type(error).__name__}: {error})")
-                continue
-            photos.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
-            good.append(name)
+    names = [n for n in pictures.sizes if not _excluded(n, exclude)]
+    for name in names if split is None else _of_split(names, split):
+        try:
+            pixels = np.array(_upright(pictures.read(name)))
+        except Exception as error:  # decoders raise anything, from OSError to struct.error
+            broken.append(f"{name} ({type(error).__name__}: {error})")
+            continue
+        photos.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+        good.append(name)
     if not photos:
         said = f"; not readable: {', '.join(broken[:5])}" if broken else ""
         raise InvdiffError(f"no image in {source}{f'/{split}' if split else ''}{said}")
@@ -154,52 +142,7 @@ def load_splits(
 
 def has_split(path: str | Path, split: str, *, exclude: Sequence[str] = ()) -> bool:
     """Whether a folder or zip holds images under a folder of that name."""
-    with ExitStack() as stack:
-        names = _open(Path(path).expanduser(), stack)[0]
-    return any(_under(n, split) and not _excluded(n, exclude) for n in names)
-
-
-def _open(source: Path, stack: ExitStack) -> tuple[dict[str, int], Callable[[str], bytes]]:
-    """Size in bytes of every picture by its name, and a function that reads one."""
-    if source.is_dir():
-        files = [Path(root) / f for root, f in _walk(source) if _is_picture(f)]
-        sizes = {f.relative_to(source).as_posix(): f.stat().st_size for f in files if f.is_file()}
-        if len(sizes) < len(files):
-            text = f"{len(files) - len(sizes)} names in {source} are broken links or no ordinary files: skipped"
-            warnings.warn(text, InvdiffWarning, stacklevel=4)
-        return sizes, lambda name: _whole_file(sizes[name], lambda: (source / name).read_bytes())
-    if source.is_file() and zipfile.is_zipfile(source):
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(source))
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-            raise InvdiffError(f"data: {source} is a damaged zip file: {error}") from None
-        sizes = {i.filename: i.file_size for i in archive.infolist() if not i.is_dir() and _is_picture(i.filename)}
-        return sizes, lambda name: _whole_file(sizes[name], lambda: archive.read(name))
-    what = "is neither a folder nor a zip file" if source.exists() else "does not exist"
-    raise InvdiffError(f"data: {source} {what}; give a folder or a .zip of images")
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """(folder, name) of every file below, links followed, but none in a circle."""
-    seen: set[tuple[int, int]] = set()
-    for root, below, found in os.walk(folder, followlinks=True):
-        place = os.stat(root)
-        if (place.st_dev, place.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((place.st_dev, place.st_ino))
-        yield from ((root, name) for name in found)
-
-
-def _whole_file(size: int, read: Callable[[], bytes]) -> bytes:
-    if size > MOST_BYTES:
-        raise ValueError(f"{size:,} bytes; a picture has at most {MOST_BYTES:,}")
-    return read()
-
-
-def _is_picture(name: str) -> bool:
-    file = PurePosixPath(name)
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and "__MACOSX" not in file.parts
+    return any(_under(n, split) and not _excluded(n, exclude) for n in Pictures(path, "data").sizes)
 
 
 def _excluded(name: str, patterns: Sequence[str]) -> bool:
@@ -218,30 +161,30 @@ def _of_split(names: Sequence[str], split: str) -> list[str]:
     return under
 
 
-def _decode(content: bytes, size: int) -> tuple[np.ndarray, bool]:
-    """(3, size, size) uint8, and whether it had to be cropped or resized."""
+def _upright(content: bytes) -> Image.Image:
+    """A picture of 8 bits, RGB, turned as its camera noted."""
     with Image.open(BytesIO(content)) as image:
         if image.mode in DEEP:
             raise ValueError(f"mode {image.mode} has more than 8 bits; convert it first")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _decode(content: bytes, size: int) -> tuple[np.ndarray, bool]:
+    """(3, size, size) uint8, and whether it had to be cropped or resized."""
+    upright = _upright(content)
     fits = upright.size == (size, size)
-    if not fits:
-        width, height = upright.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        upright = upright.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(upright).transpose(2, 0, 1), not fits
+    return np.asarray(covered(upright, (size, size))).transpose(2, 0, 1), not fits
 
 
-def _decode_all(source: Path, names: Sequence[str], read: Callable[[str], bytes], out: np.ndarray) -> list[str]:
+def _decode_all(pictures: Pictures, names: Sequence[str], out: np.ndarray) -> list[str]:
     """Fill `out` from the front; the names of those that could be read."""
-    size, resized = out.shape[-1], 0
+    source, size, resized = pictures.source, out.shape[-1], 0
     good: list[str] = []
     broken: list[str] = []
 
     def decode(name: str) -> tuple[np.ndarray, bool] | str:
         try:
-            return _decode(read(name), size)
+            return _decode(pictures.read(name), size)
         except Exception as error:  # decoders raise anything, from OSError to struct.error
             return f"{type(error).__name__}: {error}"
 

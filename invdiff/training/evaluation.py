@@ -99,7 +99,7 @@ def evaluate_on(
     height, width = (EVALUATED_SIZE,) * 2 if loaded.any_size else loaded.image_shape[-2:]
     if height != width:
         raise InvdiffError(
-            f"images are read as squares, {loaded.name} takes {height}x{width}; pass a tensor to evaluate()"
+            f"backbone must take squares, as images are read, got {loaded.name} of {height}x{width}; pass a tensor to evaluate()"
         )
     left_out = listed(exclude) if isinstance(exclude, str) else list(exclude)
     description = getattr(getattr(loaded, "module", None), "description", None)
@@ -168,7 +168,7 @@ def denoising_on(
     loaded = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, precision=precision)
     if not loaded.any_size:
         raise InvdiffError(
-            f"backbone must take pictures of any size to denoise photographs; {loaded.name} {loaded.sizes_taken()}"
+            f"backbone must take pictures of any size to denoise photographs, got {loaded.name}, which {loaded.sizes_taken()}"
         )
     photos, _ = load_photos(data, split="val" if has_split(data, "val") else None)
     chosen = photos if limit is None else photos[:: max(1, len(photos) // limit)][:limit]

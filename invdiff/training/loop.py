@@ -34,8 +34,8 @@ from invdiff.backbones.network import NetworkBackbone, available_device, native_
 from invdiff.backbones.restoring import RestoringUNet
 from invdiff.backbones.weights_file import STORED
 from invdiff.backbones.zoo import EMBEDDED
-from invdiff.checks import one_of, shown
-from invdiff.errors import DivergenceError, InvdiffError, near_match
+from invdiff.checks import known, one_of, shown
+from invdiff.errors import DivergenceError, InvdiffError
 from invdiff.files import atomic_write, make_folder, replace_file
 from invdiff.images import sample_sheet
 from invdiff.operators.masks import mask_names
@@ -261,10 +261,7 @@ def train(
         InvdiffError: no images, an option out of its range, or a checkpoint made with other options.
         DivergenceError: the loss went non-finite; the last checkpoint stays.
     """
-    unknown = sorted(set(options) - {f.name for f in fields(TrainingConfig)})
-    if unknown:
-        hint = near_match(unknown[0], [f.name for f in fields(TrainingConfig)])
-        raise InvdiffError(f"train has no option {unknown[0]!r}.{hint}")
+    known("train", options, [f.name for f in fields(TrainingConfig)])
     config = replace(config or TrainingConfig(), **options)
     folder = make_folder(out, "out")
     if not isinstance(data, str | os.PathLike):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Rows = Sequence[dict[str, Any]]
 
 _FEW_DIRECTIONS = 16  # W2 of covariances in hundreds of dimensions is all Monte Carlo: `overview` shows these settings
+_BY_CHANCE = 0.55  # C2ST that some hundred samples hardly tell from 0.5
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -51,6 +52,7 @@ def posterior_figures(summary: Summary) -> list[tuple[str, Figure]]:
         ]
         plain = list(dict.fromkeys(row["label"] for row in distances if row["label"] == row["sampler"] != "exact"))
         drawn["overview"] = overview(distances, plain)
+        drawn["c2st"] = told_apart(distances, plain)
         small = [row for row in distances if "w2_null" in row["metrics"] and row["dimension"] <= _FEW_DIRECTIONS]
         drawn["distances"] = bars(small, plain)
         drawn["steps"] = curves(rows)
@@ -116,45 +118,71 @@ def _canvas(width: float, height: float) -> Figure:
 
 def overview(rows: Rows, samplers: Sequence[str]) -> Figure | None:
     """Sliced Wasserstein-2 of every sampler on every setting; the colour is how many times the floor it is."""
-    groups = _groups([row for row in rows if "sw2" in row["metrics"]])
-    if not groups or not samplers:
+    chart = _Chart(rows, samplers, "sw2")
+    if chart.empty:
         return None
-    values = np.full((len(groups), len(samplers)), np.nan)
-    floors = np.full(len(groups), np.nan)
-    for i, group in enumerate(groups.values()):
-        for row in group:
-            if row["sampler"] == "exact":
-                floors[i] = row["metrics"]["sw2"]
-            elif row["label"] in samplers:
-                values[i, samplers.index(row["label"])] = row["metrics"]["sw2"]
-    figure = _canvas(2.6 + 0.72 * len(samplers), 1.1 + 0.27 * len(groups))
-    axes = figure.subplots()
-    ratio = values / floors[:, None]
-    image = axes.imshow(np.log10(ratio), cmap="YlOrRd", vmin=0, vmax=1.3, aspect="auto")
-    best = np.nanmin(np.where(np.isnan(values), np.inf, values), axis=1)
-    for i in range(len(groups)):
-        for j in range(len(samplers)):
-            if np.isfinite(values[i, j]):
-                dark, weight = ratio[i, j] > 9, "bold" if values[i, j] == best[i] else "normal"
-                colour = "white" if dark else "black"
-                axes.text(
-                    j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour, weight=weight
-                )
-    titles = [f"{_title(task)}  (floor {floor:.2f})" for task, floor in zip(groups, floors, strict=True)]
-    axes.set_yticks(range(len(groups)), titles, fontsize=8)
-    axes.set_xticks(range(len(samplers)), samplers, fontsize=8)
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(
-        image, ax=axes, shrink=0.6, aspect=30, pad=0.01, ticks=[0, math.log10(2), math.log10(5), 1, 1.3]
+    ratio = chart.values / chart.floors[:, None]
+    best = np.nanmin(np.where(np.isnan(chart.values), np.inf, chart.values), axis=1)
+    ticks = {0: "1", math.log10(2): "2", math.log10(5): "5", 1: "10", 1.3: "20"}
+    title = "Sliced Wasserstein-2 distance to the exact posterior, in posterior standard deviations"
+    return chart.drawn(np.log10(ratio), (0, 1.3), chart.values == best[:, None], title, "times the floor", ticks)
+
+
+def told_apart(rows: Rows, samplers: Sequence[str]) -> Figure | None:
+    """C2ST of every sampler on every setting: how often a classifier tells its samples from exact ones."""
+    chart = _Chart(rows, samplers, "c2st")
+    if chart.empty:
+        return None
+    title = (
+        f"Accuracy of a classifier that tells samples from exact ones: 0.5 is by chance (bold: at most {_BY_CHANCE:g})"
     )
-    bar.ax.set_yticklabels(["1", "2", "5", "10", "20"])
-    bar.set_label("times the floor", fontsize=8)
-    bar.outline.set_visible(False)
-    figure.suptitle(
-        "Sliced Wasserstein-2 distance to the exact posterior, in posterior standard deviations", fontsize=10
-    )
-    return figure
+    ticks = {v: f"{v:g}" for v in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
+    bold = chart.values.round(3) <= _BY_CHANCE
+    return chart.drawn(chart.values, (0.5, 1.0), bold, title, "C2ST", ticks)
+
+
+class _Chart:
+    """A number for every sampler and setting, and what exact samples score."""
+
+    def __init__(self, rows: Rows, samplers: Sequence[str], metric: str) -> None:
+        self.groups, self.samplers = _groups([row for row in rows if metric in row["metrics"]]), samplers
+        self.values = np.full((len(self.groups), len(samplers)), np.nan)
+        self.floors = np.full(len(self.groups), np.nan)
+        for i, group in enumerate(self.groups.values()):
+            for row in group:
+                if row["sampler"] == "exact":
+                    self.floors[i] = row["metrics"][metric]
+                elif row["label"] in samplers:
+                    self.values[i, samplers.index(row["label"])] = row["metrics"][metric]
+
+    @property
+    def empty(self) -> bool:
+        return not self.values.size
+
+    def drawn(
+        self, shade: Any, limits: tuple[float, float], bold: Any, title: str, legend: str, ticks: dict[float, str]
+    ) -> Figure:
+        """The numbers on fields coloured by `shade`; those that `bold` marks stand out."""
+        n = len(self.samplers)
+        figure = _canvas(2.6 + (0.72 if n <= 10 else 0.6) * n, 1.1 + 0.27 * len(self.groups))
+        axes = figure.subplots()
+        image = axes.imshow(shade, cmap="YlOrRd", vmin=limits[0], vmax=limits[1], aspect="auto")
+        dark = shade > limits[0] + 0.73 * (limits[1] - limits[0])
+        for (i, j), value in np.ndenumerate(self.values):
+            if np.isfinite(value):
+                style: Any = {"color": "white" if dark[i, j] else "black", "weight": "bold" if bold[i, j] else "normal"}
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, **style)
+        titles = [f"{_title(task)}  (floor {floor:.2f})" for task, floor in zip(self.groups, self.floors, strict=True)]
+        axes.set_yticks(range(len(self.groups)), titles, fontsize=8)
+        axes.set_xticks(range(n), self.samplers, fontsize=8)
+        axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.01, ticks=list(ticks))
+        bar.ax.set_yticklabels(list(ticks.values()))
+        bar.set_label(legend, fontsize=8)
+        bar.outline.set_visible(False)
+        figure.suptitle(title, fontsize=10)
+        return figure
 
 
 def bars(rows: Rows, samplers: Sequence[str]) -> Figure | None:

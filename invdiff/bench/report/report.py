@@ -21,14 +21,17 @@ from invdiff.bench.report.tables import NOT_AVAILABLE, Summary, Table, bounds, h
 from invdiff.bench.run.store import Record, Run
 from invdiff.bench.votes.preference import Preferences
 from invdiff.bench.votes.store import Votes
-from invdiff.errors import InvdiffError, near_match
-from invdiff.files import atomic_write, slug
+from invdiff.checks import one_of
+from invdiff.errors import InvdiffError
+from invdiff.files import atomic_write, make_folder, slug
 from invdiff.metrics import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("html", "png", "svg", "csv", "md", "tex")
+FILES = {"html": "report.html", "md": "report.md", "tex": "tables.tex", "csv": "summary.csv"}
+"""What a report in a single file is, by the file's ending."""
 _CHART_COSTS = ("nfe", "forward_equivalents", "seconds")
 _CHARTED = 3  # metrics that get charts
 _FEW_TASKS = 8  # with more than these one metric gets charts, against one cost
@@ -43,7 +46,8 @@ def make_report(run_folder: str | Path, out: str | Path | None = None, formats: 
 
     Args:
         run_folder: made by ``invdiff bench`` or ``invdiff score``.
-        out: folder for the files; ``report`` inside the run folder by default.
+        out: folder for the files, made if it isn't there; ``report`` inside the run folder by default. A name that ends like one of
+            `FILES` (``results/truth.html``) is a file: that one alone is written.
         formats: any of ``html`` (``report.html``, one page that makes no request), ``png`` and ``svg`` (``figures/``),
             ``csv`` (``cells.csv``, ``summary.csv``, and ``votes.csv`` where there are votes), ``md``
             (``report.md``), ``tex`` (``tables.tex``, for booktabs).
@@ -52,30 +56,40 @@ def make_report(run_folder: str | Path, out: str | Path | None = None, formats: 
         The files written.
 
     Raises:
-        InvdiffError: not a run folder, a run without a finished cell, or an unknown format.
+        InvdiffError: not a run folder, a run without a finished cell, an unknown format, or an `out` that cannot be written.
     """
     for name in formats:
-        if name not in FORMATS:
-            raise InvdiffError(f"unknown format {name!r}; one of {', '.join(FORMATS)}.{near_match(str(name), FORMATS)}")
+        one_of("format", name, FORMATS)
+    target = Path(run_folder, "report").expanduser() if out is None else Path(out).expanduser()
+    kind = target.suffix.lower().removeprefix(".")
+    if kind in FORMATS and kind not in FILES and not target.is_dir():
+        raise InvdiffError(
+            f"out must be a folder for {kind} files, of which a report has several, or a file that ends in "
+            f"{', '.join(f'.{name}' for name in FILES)}, got {str(out)!r}"
+        )
     summary = Summary(Run.open(run_folder))
     if not summary.records:
         raise InvdiffError(f"the run in {str(run_folder)!r} has no finished cell yet, so there is nothing to report")
     report = _Report(summary)
-    folder = Path(out).expanduser() if out is not None else Path(run_folder).expanduser() / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    texts: dict[str, Callable[[], str]] = {}
-    if "html" in formats:
-        texts["report.html"] = report.page
-    if "md" in formats:
-        texts["report.md"] = lambda: tables.markdown(summary, report.title) + tables.votes_markdown(report.votes)
-    if "tex" in formats:
-        texts["tables.tex"] = lambda: tables.latex(summary)
-    if "csv" in formats:
-        texts |= {"cells.csv": lambda: tables.cells_csv(summary), "summary.csv": lambda: tables.summary_csv(summary)}
-        if report.votes.votes:
-            texts["votes.csv"] = lambda: tables.votes_csv(report.votes)
+    texts: dict[str, Callable[[], str]] = {
+        "report.html": report.page,
+        "report.md": lambda: tables.markdown(summary, report.title) + tables.votes_markdown(report.votes),
+        "tables.tex": lambda: tables.latex(summary),
+        "cells.csv": lambda: tables.cells_csv(summary),
+        "summary.csv": lambda: tables.summary_csv(summary),
+    }
+    if report.votes.votes:
+        texts["votes.csv"] = lambda: tables.votes_csv(report.votes)
+    if kind in FILES and not target.is_dir():
+        make_folder(target.parent, "out")
+        with atomic_write(target) as temporary:
+            temporary.write_text(texts[FILES[kind]](), encoding="utf-8")
+        return [target]
+    folder = make_folder(target, "out")
     written = []
     for name, text in texts.items():
+        if name.rpartition(".")[2] not in formats:
+            continue
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text(), encoding="utf-8")
         written.append(folder / name)

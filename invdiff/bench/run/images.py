@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from invdiff.errors import InvdiffError
 from invdiff.files import slug
 from invdiff.images import from_pil, open_image, to_pil
 from invdiff.noise import positive_seed_of
+from invdiff.pictures import ENDINGS, Pictures, covered
 from invdiff.solve import sample
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 Reader = Callable[[], Image.Image]
 
@@ -60,7 +60,7 @@ def prepare_images(run: Run, suite: Suite, names: Sequence[str], backbone: Backb
     readers = _chosen(suite)
     for name in missing:
         image = ImageOps.exif_transpose(readers[name]()).convert("RGB" if channels == 3 else "L")
-        run.save(truth_file(name), fitted(image, (height, width)))
+        run.save(truth_file(name), covered(image, (height, width)))
 
 
 def drawing_seed(image_seed: int) -> int:
@@ -94,18 +94,6 @@ def picture(run: Run, file: str) -> Image.Image:
     return open_image(run.folder / file, "picture of the run")
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest middle part of the proportions of `size` (height, width), resized to it (Lanczos, antialiased)."""
-    height, width = size
-    scale = min(image.width / width, image.height / height)
-    crop_width, crop_height = scale * width, scale * height
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    if (image.height, image.width) == (height, width):
-        return image
-    edges = (left, top, left + crop_width, top + crop_height)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=edges, reducing_gap=None)
-
-
 def pictures_in(source: str | Path) -> dict[str, Reader]:
     """Readers of the pictures of a folder (with its subfolders), a zip or a single file, by name, sorted.
 
@@ -114,62 +102,32 @@ def pictures_in(source: str | Path) -> dict[str, Reader]:
     Raises:
         InvdiffError: nothing there, or no pictures in it.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path).as_posix()) and p.is_file())
-        found = _named((p.relative_to(path).as_posix(), _opener(p)) for p in files)
-    elif path.suffix.lower() == ".zip" and path.is_file():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = sorted(name for name in archive.namelist() if _is_picture(name))
-        except zipfile.BadZipFile:
-            raise InvdiffError(f"images: {str(source)!r} is a damaged zip") from None
-        found = _named((name, _unzipper(path, name)) for name in members)
-    elif path.is_file():
-        found = _named([(path.name, _opener(path))])
-    else:
-        raise InvdiffError(
-            f"images: {str(source)!r} does not exist; a folder, a zip or a picture is expected, or 'prior'"
-        )
-    if not found:
+    pictures = Pictures(source, "images")
+    if not pictures.sizes:
         raise InvdiffError(f"images: {str(source)!r} holds no pictures ({', '.join(ENDINGS)})")
+    found: dict[str, Reader] = {}
+    for name in pictures.sizes:
+        key = slug(str(Path(name).with_suffix("")).replace("/", "-"))
+        if key in found:  # a.png beside a.jpg
+            key = slug(name.replace("/", "-"))
+        found[key] = partial(_read, pictures, name)
     return found
+
+
+def _read(pictures: Pictures, name: str) -> Image.Image:
+    try:
+        return open_image(Image.open(io.BytesIO(pictures.read(name))), f"{pictures.source.name}/{name}")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, InvdiffError):
+            raise
+        raise InvdiffError(f"images: {name!r} in {pictures.source.name} cannot be read: {error}") from None
 
 
 def _chosen(suite: Suite) -> dict[str, Reader]:
     found = pictures_in(suite.images)
     if suite.n_images > len(found):
-        raise InvdiffError(f"n_images is {suite.n_images}, but {suite.images!r} holds {len(found)} pictures")
+        raise InvdiffError(
+            f"n_images must be at most {len(found)}, the pictures in {suite.images!r}, got {suite.n_images}"
+        )
     kept = list(found)[: suite.n_images or None]
     return {name: found[name] for name in kept}
-
-
-def _is_picture(name: str) -> bool:
-    parts = name.split("/")
-    return Path(name).suffix.lower() in ENDINGS and not any(p.startswith((".", "__MACOSX")) for p in parts)
-
-
-def _named(files: Iterable[tuple[str, Reader]]) -> dict[str, Reader]:
-    found: dict[str, Reader] = {}
-    for name, reader in files:
-        key = slug(str(Path(name).with_suffix("")).replace("/", "-"))
-        if key in found:  # a.png beside a.jpg
-            key = slug(name.replace("/", "-"))
-        found[key] = reader
-    return found
-
-
-def _opener(path: Path) -> Reader:
-    return lambda: open_image(path)
-
-
-def _unzipper(path: Path, name: str) -> Reader:
-    def read() -> Image.Image:
-        with zipfile.ZipFile(path) as archive:
-            data = archive.read(name)
-        try:
-            return open_image(Image.open(io.BytesIO(data)), f"{path.name}/{name}")
-        except OSError as error:
-            raise InvdiffError(f"images: {name!r} in {path.name} cannot be read: {error}") from None
-
-    return read

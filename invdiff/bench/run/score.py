@@ -52,7 +52,7 @@ def score_folders(
     for metric in chosen:
         if not metric.needs <= {"reference", "set"}:
             able = ", ".join(n for n, m in METRICS.items() if m.needs <= {"reference", "set"})
-            raise InvdiffError(f"metric {metric.name!r} needs more than pictures; these can be had: {able}")
+            raise InvdiffError(f"metric must be one that needs pictures only ({able}), got {metric.name!r}")
     truths = pictures_in(truth)
     methods = _methods(restored)
     seen = {} if measured is None else pictures_in(measured)

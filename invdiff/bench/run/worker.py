@@ -202,15 +202,21 @@ class Worker:
         low, high = self.suite.value_range
         unit, true = ((samples - low) / (high - low)).clamp(0, 1), (truth - low) / (high - low)
         several = samples.shape[1] > 1
+        # the same objects for every metric: `Exact` compares them once
+        in_unit, as_they_are = unit.unbind(), samples.unbind()
         cells = [operator[k] if operator.batch_size is not None else operator for k in range(len(samples))]
 
         def given(metric: Metric, k: int | None) -> list[Any]:
             """The arguments of the metric's function for cell k; for all cells at once where there is one sample of each."""
-            x = unit if "reference" in metric.needs else samples
-            arguments: list[Any] = [x[:, 0] if k is None else x[k]]
+            reference = "reference" in metric.needs
+            arguments: list[Any]
+            if k is None:
+                arguments = [(unit if reference else samples)[:, 0]]
+            else:
+                arguments = [(in_unit if reference else as_they_are)[k]]
             if "reference" in metric.needs:
                 arguments.append(
-                    true if k is None else true[k] if metric.scope == "samples" else true[k].expand_as(x[k])
+                    true if k is None else true[k] if metric.scope == "samples" else true[k].expand_as(samples[k])
                 )
             if "measurement" in metric.needs:
                 arguments += [operator, y] if k is None else [cells[k], y[k : k + 1]]

@@ -416,7 +416,7 @@ class Suite:
                 methods = [*sampler_names(), *baseline_names()]
                 known = [*(e.label for e in self.samplers), *methods]
                 if name not in methods:
-                    raise InvdiffError(f"unknown sampler {name!r}; one of {', '.join(known)}.{near_match(name, known)}")
+                    one_of("sampler", name, known)
                 mine = [SamplerEntry(name, name)]
             found += [entry for entry in mine if entry not in found]
         return tuple(found)
@@ -520,7 +520,7 @@ def _names(names: str | Sequence[str]) -> list[str]:
     parts = names.split(",") if isinstance(names, str) else list(names)
     found = [part.strip() for part in parts if part.strip()]
     if not found:
-        raise InvdiffError(f"expected names, a list or separated by commas, got {names!r}")
+        raise InvdiffError(f"names must be a list or separated by commas, got {names!r}")
     return found
 
 
@@ -528,7 +528,7 @@ def _existing(path: Path) -> Path:
     full = path.expanduser().resolve()
     if not full.exists():
         raise InvdiffError(
-            f"images: {str(path)!r} does not exist; a folder, a zip or a picture is expected, or 'prior'"
+            f"images must be a folder, a .zip or a picture, or 'prior', got {str(path)!r}, which does not exist"
         )
     return full
 
