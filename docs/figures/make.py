@@ -1058,6 +1058,44 @@ def _row(
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
+@figure
+def tables() -> Any:
+    """The error of filled tables, from docs/data/tables.json (benchmarks/tables.py)."""
+    path = DATA / "tables.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    shown = {
+        "mean (SimpleImputer)": "#bbbbbb",
+        "KNNImputer": "#8c8c8c",
+        "IterativeImputer": "#c9a227",
+        "IterativeImputer, draws": "#e8c66a",
+        "DiffusionImputer": BLUE,
+    }
+    names = list(dict.fromkeys(key.split("/")[0] for key in found))
+    drawn, axes = axes_figure(9, 3.2, 2, sharey=True)
+    highest = 0.8
+    for axis, mechanism in zip(axes, ("at random", "not at random"), strict=True):
+        for j, (method, colour) in enumerate(shown.items()):
+            for i, table in enumerate(names):
+                values = [
+                    v["crps"]
+                    for k, v in found.items()
+                    if k.startswith(f"{table}/{mechanism}/") and k.endswith(f"/{method}")
+                ]
+                if not values:
+                    continue
+                mean, place = sum(values) / len(values), i + (j - 2) * 0.16
+                axis.bar(place, min(mean, highest), 0.15, color=colour, label=method if i == 0 else None)
+                if mean > highest:
+                    axis.annotate(f"{mean:.0f}", (place, highest), ha="center", va="bottom", fontsize=7)
+        axis.set_xticks(range(len(names)), names)
+        axis.set_title(f"missing {mechanism}", fontsize=10)
+    axes[0].set_ylabel("CRPS, in standard deviations", fontsize=9)
+    axes[1].legend(fontsize=7, frameon=False)
+    return drawn
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--only", help="names, separated by commas")
