@@ -4,11 +4,12 @@
     python benchmarks/speed.py --out docs/data            everything, one command (`--quick`: two minutes)
     python benchmarks/speed.py --parts overhead steps     some parts
     python benchmarks/speed.py --parts bfloat16           what bfloat16 costs in quality (benchmarks/bfloat16.py)
+    python benchmarks/speed.py --parts engine --out docs/data  PyTorch, packed layers, OpenVINO (benchmarks/engine.py)
     python benchmarks/speed.py --device cuda --out docs/data   on an NVIDIA GPU: docs/data/speed-cuda.*
 
 Parts: `overhead` (total time over network calls times one bare call), `steps` (a network that costs nothing), `compile`,
 `peers` (those of diffusers, deepinv and azula that are installed), `adm` (GPU only: images per second of the 552 M
-parameter network for 256x256), `bfloat16`.
+parameter network for 256x256), `bfloat16`, `engine` (CPU only).
 
 What is compared is always measured in turns within one run: bare calls, the run, bare calls, the run, ...; a run is set
 against the bare calls before and after it, and the ratio is the median over the rounds. On one CPU thread the clock is
@@ -511,7 +512,7 @@ def stem_for(device: torch.device) -> str:
     return "speed" if device.type == "cpu" else f"speed-{device.type}"
 
 
-PARTS = ("steps", "overhead", "peers", "compile", "adm", "bfloat16")
+PARTS = ("steps", "overhead", "peers", "compile", "adm", "bfloat16", "engine")
 
 
 def main() -> None:
@@ -590,7 +591,12 @@ def main() -> None:
         from bfloat16 import compare
 
         compare(given.out, device, quick)
-    print(markdown(found))
+    if "engine" in given.parts and on_cpu:
+        import engine
+
+        engine.compare(given.out, quick, given.threads, given.rounds)
+    if set(given.parts) - {"bfloat16", "engine"}:
+        print(markdown(found))
     print(f"written to {given.out}")
 
 

@@ -163,6 +163,66 @@ def test_a_network_that_cannot_be_converted_is_named(network, openvino):
         backbone(Branching(), "openvino").predict(torch.zeros(1, 3, 16, 16), 5)
 
 
+def test_a_network_that_cannot_be_compiled_for_this_cpu_is_named(network, openvino, monkeypatch):
+    import openvino as package
+
+    class Core(package.Core):
+        def compile_model(self, *_, **__):
+            raise RuntimeError("deep inside\nno primitive for Softmax")
+
+    monkeypatch.setattr(package, "Core", Core)
+    message = r"cannot compile Small in float32 for this CPU: no primitive for Softmax\. engine='torch'"
+    with pytest.raises(InvdiffError, match=message), torch.inference_mode():
+        backbone(network, "openvino").predict(torch.zeros(1, 3, 16, 16), 5)
+    with torch.inference_mode():  # "auto" goes on with PyTorch
+        out = backbone(network, "auto", precision="auto").predict(torch.zeros(1, 3, 16, 16), 5).x0
+    assert bool(torch.isfinite(out).all())
+
+
+def test_a_trial_on_another_processor_is_not_believed(network, openvino, monkeypatch):
+    def faster():
+        engine = OpenVINOEngine(lambda: network, torch.float32, "small")
+        with torch.inference_mode():
+            before = Small.calls
+            engine.trial((1, 3, 16, 16), network, 999)
+        return Small.calls - before
+
+    assert faster() > 0 and faster() == 0
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert faster() > 0
+
+
+def test_shapes_kept_ready_are_bounded(network, openvino):
+    engine = OpenVINOEngine(lambda: network, torch.float32, "small")
+    with torch.inference_mode():
+        for size in range(8, 8 + openvino_engine._SHAPES + 2):
+            engine(torch.zeros(1, 3, size, size), torch.tensor([1]))
+    assert len(engine._requests) == openvino_engine._SHAPES and (1, 3, 8, 8) not in engine._requests
+
+
+def test_any_size_is_compiled_per_size_and_says_what_torch_says(network, openvino):
+    options = {"image_shape": (3, None, None), "precision": "float32"}
+    ours, torchs = (NetworkBackbone(network, engine=engine, **options) for engine in ("openvino", "torch"))
+    before = None
+    for shape in ((1, 3, 16, 24), (1, 3, 9, 13), (1, 3, 16, 24)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            wanted = torchs.predict(x, 300).x0
+            before = Small.calls
+            found = ours.predict(x, 300).x0
+        torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+    assert Small.calls == before
+    assert NetworkBackbone(network, engine="auto", image_shape=(3, None, None))._openvino is None
+
+
+def test_a_velocity_with_the_engine_is_refused_before_a_call(network):
+    from invdiff import FlowBackbone
+
+    with pytest.raises(InvdiffError, match=r"engine 'openvino' runs networks whose times are whole.*engine='torch'"):
+        FlowBackbone(network, image_shape=(3, 16, 16), engine="openvino")
+    assert Small.calls == 0
+
+
 def test_it_can_be_sent_to_another_process(network, openvino):
     engine = OpenVINOEngine(lambda: network, torch.float32, "small")
     engine._make = None  # a closure is not sent; the backbone makes a new one

@@ -36,6 +36,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Largest root mean square of the difference from PyTorch in float32, as a share of the output's, at which the two agree."""
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_SHAPES = 8
+"""Shapes of batches kept ready at once; each holds memory for its activations."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +107,7 @@ class OpenVINOEngine:
         """The network's output for `x`, (B, C, H, W), at times `t`, (B,): float32.
 
         Raises:
-            InvdiffError: OpenVINO cannot convert the network.
+            InvdiffError: OpenVINO cannot convert the network, or not compile it for this CPU.
         """
         with self._lock:
             request = self._request(tuple(x.shape))
@@ -119,7 +122,8 @@ class OpenVINOEngine:
             reference: the network as PyTorch runs it, `reference(x, t)`.
             last_time: the largest of the network's own times.
         """
-        file = self._file(f"trial-{'x'.join(map(str, shape))}-{_HINTS[self.dtype]}-{torch.get_num_threads()}.json")
+        size, threads = "x".join(map(str, shape)), torch.get_num_threads()
+        file = self._file(f"trial-{size}-{_HINTS[self.dtype]}-{threads}-{_processor()}.json")
         try:
             return Trial(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -157,7 +161,15 @@ class OpenVINOEngine:
             try:
                 compiled = openvino.Core().compile_model(model, "CPU", settings)
             except RuntimeError:  # a cache folder that cannot be written
-                compiled = openvino.Core().compile_model(model, "CPU", {**settings, "CACHE_DIR": ""})
+                try:
+                    compiled = openvino.Core().compile_model(model, "CPU", {**settings, "CACHE_DIR": ""})
+                except RuntimeError as error:  # such as bfloat16 under ONEDNN_MAX_CPU_ISA=AVX2
+                    raise InvdiffError(
+                        f"engine 'openvino' cannot compile {self.name} in {str(self.dtype).removeprefix('torch.')} for this CPU: "
+                        f"{_last_line(error)}. engine='torch' runs it"
+                    ) from error
+            while len(self._requests) >= _SHAPES:
+                self._requests.pop(next(iter(self._requests)))
             self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]
 
@@ -214,6 +226,21 @@ def _fingerprint(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _processor() -> str:
+    """A name for the CPU and for what it is allowed to use: what was faster on one need not be on another."""
+    import openvino
+
+    core = openvino.Core()
+    said = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    said.append(torch.backends.cpu.get_cpu_capability())
+    return hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _keep(file: Path, content: bytes) -> None:
