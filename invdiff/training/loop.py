@@ -32,7 +32,7 @@ from invdiff.backbones.haar import DDPM, DESCRIPTION, FLOW, LEARNED, RESTORATION
 from invdiff.backbones.local_unet import LocalUNet
 from invdiff.backbones.network import NetworkBackbone, available_device, native_bfloat16
 from invdiff.backbones.restoring import RestoringUNet
-from invdiff.backbones.weights_file import STORED
+from invdiff.backbones.weights_file import STORED, WEIGHTS
 from invdiff.backbones.zoo import EMBEDDED
 from invdiff.checks import known, one_of, shown
 from invdiff.errors import DivergenceError, InvdiffError
@@ -476,8 +476,25 @@ class _Training:
         self._append(row)
 
     def _append(self, row: Sequence[Any]) -> None:
-        with (self.folder / LOG).open("a", newline="", encoding="utf-8") as file:
+        with self._room(LOG), (self.folder / LOG).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
+
+    @contextmanager
+    def _room(self, name: str) -> Iterator[None]:
+        """What the disk refuses, told with what is whole and how to go on.
+
+        Raises:
+            InvdiffError: `name` in the folder cannot be written.
+        """
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError when a disk is full
+            kept = (self.folder / CHECKPOINT).exists()
+            after = "The checkpoint before it is whole: with more room on the disk the same command goes on from there"
+            raise InvdiffError(
+                f"{self.folder / name} cannot be written: {error}. "
+                + (after if kept else "With more room on the disk the same command starts anew")
+            ) from error
 
     def checkpoint(self) -> None:
         """Held-out error, weights, plot, samples; the state to go on from last, when all else is in place."""
@@ -489,8 +506,11 @@ class _Training:
             raise DivergenceError(f"training diverged before step {self.step}: the held-out error is {self.error}")
         self._append((self.step, self.seen, "", "", "", f"{self.error:.6g}", f"{self.seconds:.1f}"))
         average.description = replace(average.description, provenance=self.provenance())
-        average.save(self.folder, precision=self.config.store)
-        replace_file(self.folder / LOSS_PLOT, _loss_plot(read_log(self.folder)))
+        with self._room(WEIGHTS):
+            average.save(self.folder, precision=self.config.store)
+        plot = _loss_plot(read_log(self.folder))
+        with self._room(LOSS_PLOT):
+            replace_file(self.folder / LOSS_PLOT, plot)
         if self.config.samples:
             sheet = io.BytesIO()
             drawn = (
@@ -499,7 +519,8 @@ class _Training:
                 else draw_samples(backbone, self.config.samples)
             )
             sample_sheet(drawn).save(sheet, "png")
-            replace_file(self.folder / SAMPLES, sheet.getvalue())
+            with self._room(SAMPLES):
+                replace_file(self.folder / SAMPLES, sheet.getvalue())
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -513,14 +534,8 @@ class _Training:
             "config": asdict(self.config),
             "pictures": self.fingerprint,
         }
-        try:
-            with atomic_write(self.folder / CHECKPOINT) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError when a disk is full
-            raise InvdiffError(
-                f"{self.folder / CHECKPOINT} cannot be written: {error}. The checkpoint before it is whole: with more room on "
-                "the disk the same command goes on from there"
-            ) from error
+        with self._room(CHECKPOINT), atomic_write(self.folder / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> None:
         """Take up the state of the checkpoint; rows that the log holds from after it are dropped."""
@@ -550,7 +565,8 @@ class _Training:
         self.step, self.seconds, self.error = state["step"], state["seconds"], state["error"]
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
         rows = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
-        kept = rows[:1] + [r for r in rows[1:] if (n := r.split(",")[0]).isdigit() and int(n) <= self.step]
+        whole = [r for r in rows[1:] if r.count(",") == len(COLUMNS) - 1]  # the last may be half written
+        kept = rows[:1] + [r for r in whole if (n := r.split(",")[0]).isdigit() and int(n) <= self.step]
         replace_file(self.folder / LOG, ("\n".join(kept) + "\n").encode())
 
     def provenance(self) -> dict[str, Any]:
