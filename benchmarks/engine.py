@@ -164,7 +164,9 @@ def runs_beside_peers(clock: Clock, batch: int, steps: int, rounds: int) -> Rows
             row[f"{name}_ms"] = 1e3 * median(times[name])
             row[f"{name}_faster"] = ratio(times["peer"], times[name])
         rows.append(row)
-        print(f"  {peer.library} {peer.method}: { {k: round(v, 2) for k, v in row.items() if 'faster' in k} }", flush=True)
+        print(
+            f"  {peer.library} {peer.method}: { {k: round(v, 2) for k, v in row.items() if 'faster' in k} }", flush=True
+        )
     return rows
 
 
@@ -247,7 +249,13 @@ def markdown(found: dict[str, Any]) -> str:
             head = ["library", "method", "images", "theirs"]
             head += [part for title in columns.values() for part in (f"ours: {title}", "times as fast")]
             body = [
-                [r["library"], r["method"], str(r["batch"]), *digits(1, r["their_ms"]), *sum((cells(r, n) for n in columns), [])]
+                [
+                    r["library"],
+                    r["method"],
+                    str(r["batch"]),
+                    *digits(1, r["their_ms"]),
+                    *sum((cells(r, n) for n in columns), []),
+                ]
                 for r in measured["runs"]
             ]
             parts.append(
@@ -285,7 +293,16 @@ def compare(out: Path, quick: bool = False, threads: int = 1, rounds: int = 9) -
         print(what, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "measured.json"
-            command = [sys.executable, __file__, "--measure", str(file), "--threads", str(threads), "--rounds", str(rounds)]
+            command = [
+                sys.executable,
+                __file__,
+                "--measure",
+                str(file),
+                "--threads",
+                str(threads),
+                "--rounds",
+                str(rounds),
+            ]
             done = subprocess.run([*command, *(["--quick"] if quick else [])], env={**os.environ, **environment})
             if done.returncode:
                 raise InvdiffError(f"the measurement of {what!r} ended with status {done.returncode}")
@@ -304,7 +321,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="two rounds, one image, few steps")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # a process of `compare`: its rows, to this file
+    parser.add_argument(
+        "--measure", type=Path, help=argparse.SUPPRESS
+    )  # a process of `compare`: its rows, to this file
     given = parser.parse_args()
     if given.measure:
         given.measure.write_text(json.dumps(measure(given.quick, given.threads, given.rounds)), encoding="utf-8")

@@ -27,7 +27,10 @@ from invdiff.checks import shown
 from invdiff.cli import main
 from invdiff.training.loop import CHECKPOINT, TrainingConfig, read_log, train
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits")]
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits"),
+]
 
 
 @dataclass
@@ -127,7 +130,9 @@ def test_a_benchmark_keeps_what_is_finished_and_goes_on(disk, tmp_path):
         if len(batches) == 5:
             disk.fill(4096)
 
-    with pytest.raises(InvdiffError, match=r"cannot be written: .*What is finished is kept; go on with --resume") as error:
+    with pytest.raises(
+        InvdiffError, match=r"cannot be written: .*What is finished is kept; go on with --resume"
+    ) as error:
         tiny(run, on_batch=fills_up)
     assert "\n" not in str(error.value)
     finished = numbers(Run.open(run))
