@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import installed_peers
@@ -254,7 +253,7 @@ def markdown(found: dict[str, Any]) -> str:
                     r["method"],
                     str(r["batch"]),
                     *digits(1, r["their_ms"]),
-                    *sum((cells(r, n) for n in columns), []),
+                    *(cell for n in columns for cell in cells(r, n)),
                 ]
                 for r in measured["runs"]
             ]
