@@ -420,9 +420,10 @@ def timed(out: Path, threads: int) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        for width, height in ((1200, 800), (600, 400), (4000, 3000)):
+        for width, height in ((1200, 800), (600, 400), (4000, 3000), (160, 120)):
             raccoon().resize((width, height), Image.Resampling.LANCZOS).save(place / f"{width}.jpg", quality=92)
         scratched(1200, 800).save(place / "scratch.png")
+        scratched(160, 120).save(place / "small.png")
         spotted(4000, 3000).save(place / "spots.png")
         share = 1 - np.asarray(scratched(1200, 800)).mean() / 255
         box = "--operator super_resolution -A scale=2 -A kernel=box"
@@ -430,6 +431,7 @@ def timed(out: Path, threads: int) -> None:
             (f"1200 x 800, a scratch over {100 * share:.1f} %", "30 s, 2 GB", "1200.jpg --mask scratch.png"),
             ("600 x 400 to 1200 x 800", "", f"600.jpg {box}"),
             ("4000 x 3000 (12 megapixels), ten spots", "180 s", "4000.jpg --mask spots.png"),
+            ("160 x 120, one step: the start alone", "", "160.jpg --mask small.png --steps 1"),
         ):
             command = ["-m", "invdiff", "solve", *arguments.split(), "-o", "answer.png"]
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -491,8 +493,8 @@ def timed(out: Path, threads: int) -> None:
 def choose(data: Path, out: Path, count: int) -> None:
     """Write ``photos-choices.md`` and ``.json``: how the library's two constants for parts of pictures were chosen.
 
-    Whole photographs with a slanting stroke, eight pixels wide, by how much known surroundings a part is computed with; and with
-    a hole of 128 x 128 pixels, by the noise that the averages of a coarse answer are taken to have.
+    Whole photographs with a slanting stroke, eight pixels wide, and with a hole of 60 x 60 pixels, by how much known surroundings a
+    part is computed with; and with a hole of 128 x 128, by the noise that the averages of a coarse answer are taken to have.
     """
     with zipfile.ZipFile(data) as archive:
         names = sorted(n for n in archive.namelist() if "val/" in n and n.endswith(".jpg"))
@@ -501,23 +503,26 @@ def choose(data: Path, out: Path, count: int) -> None:
     backbone = load_backbone("photos")
     rows: list[dict[str, Any]] = []
 
-    def tried(what: str, value: float, stroke: bool, **options: Any) -> None:
+    def tried(what: str, value: float, hole: int, **options: Any) -> None:
         found = []
         for pixels in pictures:
             height, width = pixels.shape[:2]
             mask = Image.new("L", (width, height), 255)
             draw = ImageDraw.Draw(mask)
-            if stroke:
-                draw.line([(20, 24), (width - 20, height - 24)], fill=0, width=8)
+            if hole:
+                half = hole // 2
+                draw.rectangle(
+                    [width // 2 - half, height // 2 - half, width // 2 + half - 1, height // 2 + half - 1], fill=0
+                )
             else:
-                draw.rectangle([width // 2 - 64, height // 2 - 64, width // 2 + 63, height // 2 + 63], fill=0)
+                draw.line([(20, 24), (width - 20, height - 24)], fill=0, width=8)
             known = np.asarray(mask) > 127
             plan = plan_restoration(Mask(known), (3, height, width), backbone, 1, **options)
             x = solve(Mask(known), pixels, backbone=backbone, steps=25, progress=False, **options).x[0]
             truth = torch.from_numpy(pixels).movedim(-1, 0) / 255
-            hole = torch.from_numpy(~known)
-            error = float((x.clamp(0, 1) - truth)[:, hole].square().mean())
-            found.append((-10 * math.log10(error), gradient_distance(x, truth, hole), plan.pixels / known.size))
+            missing = torch.from_numpy(~known)
+            error = float((x.clamp(0, 1) - truth)[:, missing].square().mean())
+            found.append((-10 * math.log10(error), gradient_distance(x, truth, missing), plan.pixels / known.size))
         db, apart, share = (bootstrap_interval([one[k] for one in found]) for k in range(3))
         rows.append(
             {
@@ -531,19 +536,21 @@ def choose(data: Path, out: Path, count: int) -> None:
         print(rows[-1], flush=True)
 
     kept = base.MOST_CONTEXT, plan_module.COARSE_SIGMA
-    for context in (16, 32, 48, 64, 128):
-        base.MOST_CONTEXT = context
-        tried("MOST_CONTEXT, pixels", context, True, coarse_to_fine=False)
+    for hole in (0, 60):
+        for context in (16, 32, 48, 64):
+            base.MOST_CONTEXT = context
+            where = f"a hole of {hole} x {hole}" if hole else "the stroke"
+            tried(f"MOST_CONTEXT, pixels: {where}", context, hole, coarse_to_fine=False)
     base.MOST_CONTEXT = kept[0]
     for sigma in (0.02, 0.05, 0.1, 0.2):
         plan_module.COARSE_SIGMA = sigma
-        tried("COARSE_SIGMA, model range", sigma, False)
+        tried("COARSE_SIGMA, model range: a hole of 128 x 128", sigma, 128)
     plan_module.COARSE_SIGMA = kept[1]
-    tried("without a coarse answer", 0, False, coarse_to_fine=False)
+    tried("the same without a coarse answer", 0, 128, coarse_to_fine=False)
     command = "python benchmarks/photos.py --data photos.zip --parts choices --out docs/data"
     table = markdown_table(list(rows[0]), [[str(v) for v in row.values()] for row in rows], "lrrrr")
     about = (
-        f"`{command}`: {len(pictures)} whole photographs, 25 steps; a slanting stroke of 8 pixels, then a hole of 128 x 128. "
+        f"`{command}`: {len(pictures)} whole photographs, 25 steps; a slanting stroke of 8 pixels, and holes. "
         "PSNR (dB) and gradients in the holes."
     )
     write(out / "photos-choices.md", f"# Choices\n\n{about}\n\n{table}\n")

@@ -22,6 +22,7 @@ from invdiff.solve import posed, prepared, solve
 
 _LONG = 5.0
 """Seconds: a first call that takes less is one of preparations mostly, and a second one is timed."""
+_SAID = 6  # parts of a picture that are spelled out
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Estimate:
     device: str
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{width}x{height}: {calls}" for (_, height, width), calls in self.parts)
+        sizes = ", ".join(f"{width}x{height}: {calls}" for (_, height, width), calls in self.parts[:_SAID])
+        if len(self.parts) > _SAID:
+            sizes += f", and {len(self.parts) - _SAID} parts more"
         several = f"{self.restorations} restoration{'s' * (self.restorations != 1)}"
         products = f" and {self.vjps:,} vector-Jacobian products" if self.vjps else ""
         return (

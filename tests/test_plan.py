@@ -10,7 +10,9 @@ from pictures import any_size, hole, photo_of
 
 import invdiff as iv
 from invdiff import InvdiffError, Mask, NetworkBackbone, NoiseSchedule, Windows, plan_restoration, solve
-from invdiff.backbones.windows import Near
+from invdiff.backbones import load_backbone
+from invdiff.backbones.windows import Near, Tiles
+from invdiff.data import raccoon
 from invdiff.operators.averages import MaskAndAverages
 from invdiff.regions import Box, Tile, neighbourhoods, tiles_of
 from invdiff.samplers import DDNM, DDNMPlus, DiffPIR, PiGDM, RePaint
@@ -339,3 +341,38 @@ def test_no_seam_at_the_borders_of_parts_and_blocks():
     assert borders and float(down[borders].max()) <= float(down.max())
     inside = Box(38, 53, 44, 44).of(x).diff(dim=1).abs().mean((0, 2))
     assert float(inside[1::2].mean()) < 1.25 * float(inside[::2].mean()) < 1.25**2 * float(inside[1::2].mean())
+
+
+def steepest_in(x: torch.Tensor, hole: torch.Tensor, lines: set[int]) -> tuple[float, float]:
+    """The largest step down the picture within the hole across these lines, and across all others."""
+    inside = hole[1:] & hole[:-1]
+    steps = torch.where(inside, x.diff(dim=1).abs().amax(0), 0.0).amax(1)
+    at = torch.zeros(len(steps), dtype=torch.bool)
+    at[[line - 1 for line in lines]] = True
+    return float(steps[at].max()), float(steps[~at].max())
+
+
+@pytest.mark.parametrize("sampler", [DDNM(steps=15), DDNMPlus(steps=15, eta=1.0)], ids=["ddnm", "ddnm+"])
+def test_no_seam_where_two_tiles_meet_in_a_hole(sampler):
+    y, known = photo_of(300, 400), torch.from_numpy(strokes("slanting"))
+    tiles = plan_restoration(Mask(known), (3, 300, 400), smooth(), 15).stages[0].tiles[0]
+    borders = {tile.kept.top for tile in tiles[1:]} | {tile.kept.top + tile.kept.height for tile in tiles[:-1]}
+    x = solve(Mask(known), y, sampler, backbone=smooth(), seed=2).x[0]
+    at, elsewhere = steepest_in(x, ~known, borders)
+    assert len(borders) > 3 and 0 < at <= elsewhere
+
+
+@pytest.mark.slow
+def test_photos_fills_a_scratch_the_same_by_parts_by_tiles_and_as_a_whole():
+    """The network that ships, a real photograph: to rounding where the part is as wide as its field of view, else nearly."""
+    photo = np.asarray(raccoon().crop((40, 60, 440, 360)))
+    known = np.ones((300, 400), bool)
+    known[140:146, 180:220] = False
+    backbone = load_backbone("photos", precision="float32")
+    run = {"steps": 4, "seed": 1, "eta": 1.0}
+    whole = solve(Mask(known), photo, backbone=backbone, region="all", **run).x
+    tiled = solve(Mask(known), photo, backbone=Tiles(backbone, 128), region="all", **run).x
+    assert torch.allclose(whole, tiled, atol=2e-4)
+    part = solve(Mask(known), photo, backbone=backbone, **run)
+    assert "part" in part.settings["plan"]
+    assert float((part.x - whole).abs().max()) < 0.05
