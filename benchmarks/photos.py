@@ -544,7 +544,7 @@ def choose(data: Path, out: Path, count: int) -> None:
     base.MOST_CONTEXT = kept[0]
     for sigma in (0.02, 0.05, 0.1, 0.2):
         plan_module.COARSE_SIGMA = sigma
-        tried("COARSE_SIGMA, model range: a hole of 128 x 128", sigma, 128)
+        tried("COARSE_SIGMA, model range: a hole of 128 x 128", sigma, 128, coarse_to_fine=1)
     plan_module.COARSE_SIGMA = kept[1]
     tried("the same without a coarse answer", 0, 128, coarse_to_fine=False)
     command = "python benchmarks/photos.py --data photos.zip --parts choices --out docs/data"

@@ -19,8 +19,9 @@ from invdiff.tensors import weighted_sum
 
 BackboneT = TypeVar("BackboneT", bound="Backbone")
 
-MOST_CONTEXT = 64
-"""Pixels: networks that could look further have seldom learned to."""
+MOST_CONTEXT = 48
+"""Pixels: networks that could look further have seldom learned to. For `photos`, restorations with 48 and 64 are alike in quality
+(``benchmarks/photos.py --parts choices``)."""
 
 
 @dataclass(frozen=True)
