@@ -13,10 +13,10 @@ from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.memory import free_memory, out_of_memory
 
 MODEST = 2**19
-"""Numbers in the first batch at most: 42 images of 64x64, 2 of 256x256. A CPU gains nothing from more."""
+"""Elements in the first batch at most: 42 images of 64x64, 2 of 256x256. A CPU gains nothing from more."""
 
 LARGEST = 2**24
-"""Numbers in any batch on a GPU."""
+"""Elements in any batch on a GPU."""
 
 _BYTES = 4_000, 40_000
 """Memory per number of an image, without and with a gradient, for a large network (guided-diffusion's for 256x256 in

@@ -543,7 +543,7 @@ class _Layout:
     """What is learned of a network by running it; shared by all views of a backbone (`on`, `select`), so once.
 
     Attributes:
-        channels_last: order of the numbers in memory.
+        channels_last: order of the elements in memory.
         full_precision: the network in float32, once it turned out that it cannot run in a lower precision.
         engine_pays: by shape of batch, whether OpenVINO says the same as PyTorch and is faster.
         differentiated: whether its backward pass was looked at.

@@ -179,7 +179,7 @@ class Windows(Patched):
         image_shape: (C, H, W) of the pictures; by default any size, as `solve` finds it.
         overlap: share of a window that the next one covers too, 0 to below 1.
         shift: move the windows from step to step.
-        batch_size: windows evaluated at once; by default as many as hold half a million numbers.
+        batch_size: windows evaluated at once; by default as many as hold half a million elements.
 
     Raises:
         InvdiffError: a backbone that takes any size and needs no windows, other channels, or an argument out of its range.

@@ -109,8 +109,8 @@ def random_matrix(columns: int, rows: int, seed: int = 0) -> Tensor:
     measurement could not be inverted in single precision.
 
     Args:
-        columns: Numbers in an image, `C H W`.
-        rows: Numbers in the measurement, 1 to `columns`.
+        columns: Elements of an image, `C H W`.
+        rows: Elements of the measurement, 1 to `columns`.
         seed: Of the singular vectors.
     """
     rows, seed = whole("rows", rows, 1, columns), whole("seed", seed, 0)
