@@ -20,6 +20,7 @@ from invdiff.bench.run.runner import bench, merge_runs, run_suite
 from invdiff.bench.run.store import Record, Run
 from invdiff.bench.run.worker import first_posterior
 from invdiff.bench.suite.suite import EXACT, SamplerEntry, Suite, Task, load_suite, quick_selection
+from invdiff.cli import main as command
 from invdiff.errors import InvdiffError
 from invdiff.priors.gaussian import GaussianBackbone
 from invdiff.samplers import jumps
@@ -360,6 +361,45 @@ def test_stopped_resumed_split_and_merged_it_is_the_same(tmp_path):
     assert float(rows["gaussian", "ddnm", "sw2"]["mean"]) > float(rows["gaussian", EXACT, "sw2"]["mean"])
     assert ("gaussian", "ddnm", "mode_error") not in rows and ("modes", "ddnm", "mode_error") in rows
     assert not any(r["significantly_best"] == "1" for r in rows.values() if r["sampler"] == EXACT)
+
+
+def test_a_quick_selection_stopped_resumed_and_split_on_the_command_line_gives_one_table(tmp_path, monkeypatch):
+    (tmp_path / "suites").mkdir()
+    tiny = posterior_suite((FIRST_HALF,), SamplerEntry("ddnm", "ddnm", {"steps": 5}), n_samples=20)
+    (tmp_path / "suites" / "tiny.toml").write_text("its long form is not read")
+    (tmp_path / "suites" / "tiny-quick.toml").write_text(replace(tiny, batch_size=1).to_toml())
+    monkeypatch.setattr("invdiff.bench.suite.suite.SUITES", tmp_path / "suites")
+    monkeypatch.chdir(tmp_path)
+
+    def invdiff(*words: object) -> int:
+        monkeypatch.setattr("sys.argv", ["invdiff", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            command()
+        return int(end.value.code or 0)
+
+    def table(run: str) -> list[dict[str, str]]:
+        assert invdiff("report", run, "--out", f"{run}.csv") == 0
+        with open(f"{run}.csv", newline="") as file:
+            return [row for row in csv.DictReader(file) if row["metric"] not in ("seconds", "peak_memory")]
+
+    bench_quick = ("bench", "tiny", "--quick", "--no-report", "--out")
+    assert invdiff(*bench_quick, "whole") == 0
+    with monkeypatch.context() as patch:
+        write = Run.write
+
+        def stop_after(run: Run, *what: Any) -> None:
+            write(run, *what)
+            raise KeyboardInterrupt
+
+        patch.setattr(Run, "write", stop_after)
+        assert invdiff(*bench_quick, "broken") == 130
+    assert len(Run.open("broken").records()) == 1 < len(Run.open("whole").records()) == 4
+    assert invdiff(*bench_quick, "broken", "--resume") == 0
+    for part in (1, 2):
+        assert invdiff(*bench_quick, f"part{part}", "--shard", f"{part}/2") == 0
+    assert invdiff("merge", "part1", "part2", "--out", "merged") == 0
+    assert len(table("whole")) > 10
+    assert table("broken") == table("merged") == table("whole")
 
 
 def test_draws_do_not_depend_on_how_many_there_are(tmp_path):
