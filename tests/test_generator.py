@@ -192,7 +192,7 @@ def test_bad_input_is_named():
             GeneratorBackbone(blur, few_steps(4), (3, 8, 8), **options)
     with pytest.raises(InvdiffError, match="steps of the schedule"):
         GeneratorBackbone(blur, NoiseSchedule.linear(1000), (3, 8, 8))
-    with pytest.raises(InvdiffError, match="returned shape"):
+    with pytest.raises(InvdiffError, match="network must return shape"):
         GeneratorBackbone(lambda x, t, z: x[:, :2], few_steps(2), (3, 8, 8)).predict(torch.zeros(1, 3, 8, 8), 0)
 
 

@@ -302,7 +302,8 @@ def _operator_for(
             )
         size = (measured[1], measured[2])
     image, placed = fit_picture(image, size, fit)
-    return make_operator(name, shape, **placed_options(family, options, placed)), image, placed
+    A = make_operator(name, shape, **placed_options(family, options, placed))
+    return A.bind(shape), image, placed  # for measurements that do not tell the size of their image
 
 
 @app.command("sample")
