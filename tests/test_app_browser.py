@@ -46,7 +46,7 @@ FLAGS = [
 NAMELESS = """fields => fields.filter(field => field.offsetParent && field.type !== 'hidden' && !(
     field.getAttribute('aria-label') || field.getAttribute('aria-labelledby') || field.title || field.labels?.length
     || field.innerText?.trim())).map(field => field.outerHTML.slice(0, 160))"""
-PATIENCE = 120_000  # milliseconds; a busy machine is no failure
+PATIENCE = 300_000  # milliseconds; a busy machine is no failure
 
 
 @dataclass

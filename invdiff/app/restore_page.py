@@ -45,7 +45,7 @@ def restore_page(desk: Desk) -> None:
         with gr.Column(scale=5, min_width=320):
             with gr.Row():
                 photo = gr.File(
-                    label="Photo (PNG, JPEG, WebP, TIFF, ...)", type="filepath", height=120, elem_id="photo"
+                    label="Photo (PNG, JPEG, WebP, TIFF, ...)", type="filepath", height=150, elem_id="photo"
                 )
                 example = gr.Dropdown(
                     list(examples()), value="Chelsea, 64x64", label="or an example", elem_id="example"
@@ -64,7 +64,7 @@ def restore_page(desk: Desk) -> None:
             mask_file = gr.File(
                 label="Mask: white = known, black = missing",
                 type="filepath",
-                height=120,
+                height=150,
                 visible=False,
                 elem_id="mask-file",
             )
@@ -94,7 +94,7 @@ def restore_page(desk: Desk) -> None:
                     ["auto", *backbone_names(), *limits.backbones], value="auto", label="Backbone", elem_id="backbone"
                 )
                 steps = gr.Number(
-                    20, label="Steps (0: each sampler's own)", precision=0, minimum=0, maximum=1000, elem_id="steps"
+                    20, label="Steps (0: its own)", precision=0, minimum=0, maximum=1000, elem_id="steps"
                 )
             with gr.Row():
                 n_samples = gr.Slider(1, limits.samples, value=1, step=1, label="Samples", elem_id="n-samples")
@@ -126,8 +126,8 @@ def restore_page(desk: Desk) -> None:
             "In a folder with `photo.png` and `mask.png` of these files, either of the two makes the same pictures."
         )
         with gr.Row():
-            python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
-            shell = gr.Code(language="shell", label="Shell", interactive=False, elem_id="shell")
+            python = gr.Code(language="python", label="Python", interactive=False, wrap_lines=True, elem_id="python")
+            shell = gr.Code(language="shell", label="Shell", interactive=False, wrap_lines=True, elem_id="shell")
 
     def show_photo(path: str | None, name: str | None) -> tuple[str, str]:
         try:
