@@ -43,7 +43,7 @@ FILTERS = ("ddnm", "repaint", "replacement", "ddnm+", "ddrm", "diffpir", "pigdm"
 """Samplers whose step is a filter of the residual in closed form."""
 TOY = ("ddnm", "replacement", "repaint", "ddnm+", "ddrm", "diffpir", "pigdm", "mcg", "dps", "mmps")
 PARTICLES = 250
-_Y, _REACH = 0.05, 1.6
+_Y, _REACH = 0.05, 1.2
 _drawing = threading.Lock()  # matplotlib's settings are the process's
 
 
@@ -218,7 +218,7 @@ def plane_figure(sampler: str, steps: int, sigma_y: float, share: float, seed: i
 
     def draw(axes: Axes) -> None:
         axes.contour(grid, grid, density, levels=6, colors=GREY, linewidths=0.8)
-        axes.plot(here[:, 0], here[:, 1], ".", ms=3.5, color=look(sampler)[0], alpha=0.6, mew=0)
+        axes.plot(here[:, 0], here[:, 1], ".", ms=4.5, color=look(sampler)[0], alpha=0.6, mew=0)
         axes.axvspan(_Y - sigma_y, _Y + sigma_y, color=RED, alpha=0.1, lw=0)
         axes.set_xlim(-_REACH, _REACH)
         axes.set_ylim(-_REACH, _REACH)

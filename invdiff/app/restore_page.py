@@ -93,9 +93,7 @@ def restore_page(desk: Desk) -> None:
                 backbone = gr.Dropdown(
                     ["auto", *backbone_names(), *limits.backbones], value="auto", label="Backbone", elem_id="backbone"
                 )
-                steps = gr.Number(
-                    20, label="Steps (0: its own)", precision=0, minimum=0, maximum=1000, elem_id="steps"
-                )
+                steps = gr.Number(20, label="Steps (0: its own)", precision=0, minimum=0, maximum=1000, elem_id="steps")
             with gr.Row():
                 n_samples = gr.Slider(1, limits.samples, value=1, step=1, label="Samples", elem_id="n-samples")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
@@ -265,13 +263,14 @@ def restore_page(desk: Desk) -> None:
 
     of_kind = [brush, of_ready, mask_file, of_small, of_blur, weights]
     hidden: Any = {"show_progress": "hidden", "api_visibility": "private"}
+    moved: Any = {**hidden, "trigger_mode": "always_last"}  # of several moves the last one counts
     for source in (photo, example):
-        source.change(show_photo, [photo, example], [brush, status], **hidden)
-    kind.change(show_damage, kind, of_kind, **hidden)
+        source.change(show_photo, [photo, example], [brush, status], **moved)
+    kind.change(show_damage, kind, of_kind, **moved)
     for field in (blur, blur_size, blur_width):
-        field.change(show_kernel, [blur, blur_size, blur_width], kernel, **hidden)
+        field.change(show_kernel, [blur, blur_size, blur_width], kernel, **moved)
     for asked in (samplers, steps, options):
-        asked.change(show_calls, [samplers, steps, options], calls, **hidden)
+        asked.change(show_calls, [samplers, steps, options], calls, **moved)
     start.click(
         restore,
         [painted, photo, example, kind, mask, mask_seed, mask_file, scale, small_kernel, blur, blur_size, blur_width, weights,
