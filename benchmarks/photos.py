@@ -132,17 +132,18 @@ CLASSICAL_FOR = {
 }
 CLASSICAL = tuple(dict.fromkeys(name for names in CLASSICAL_FOR.values() for name in names))
 
-# DDNM is DDNM+ without noise. The order is that in which they are run: what decides first.
+# `auto` is what `solve` takes where no sampler is named (DDNM+). The order is that in which they are run: what decides first.
 METHODS = (
     *(Method(name) for name in CLASSICAL),
-    Method("ddnm+", photos=20, samples=SAMPLES, options={"steps": 50}),
-    Method("ddnm+", options={"steps": 50}),
-    Method("pigdm", photos=12, samples=SAMPLES, options={"steps": 20}),
-    Method("diffpir", photos=12, samples=SAMPLES, options={"steps": 20}),
+    Method("auto", photos=20, samples=SAMPLES),
+    Method("auto"),
+    Method("pigdm", photos=16, samples=SAMPLES, options={"steps": 20}),
+    Method("ddnm+", photos=12, samples=SAMPLES, options={"steps": 50, "eta": 1.0}),
     Method("pigdm", photos=20, options={"steps": 20}),
+    Method("ddnm+", photos=20, options={"steps": 50, "eta": 1.0}),
     Method("diffpir", photos=30, options={"steps": 20}),
     Method("ddrm", photos=30, options={"steps": 20}),
-    Method("ddnm+", photos=12, options={"steps": 20, "spacing": "karras"}),
+    Method("ddnm+", photos=12, options={"steps": 20}),
     Method("replacement", photos=12, options={"steps": 50}),
     Method("mmps", photos=6, options={"steps": 12}),
     Method("tmpd", photos=6, options={"steps": 15}),

@@ -191,6 +191,7 @@ def test_photos_by_ddnm_plus_is_what_nothing_named_means():
         named = solve(iv.Mask(known), y, "ddnm+", backbone="photos", steps=2)
         assert torch.equal(answer.x, named.x)
     assert iv.estimate(iv.Mask(known), y).nfe == 50
+    assert iv.estimate(iv.SuperResolution(2, "box"), y).nfe == 30
 
 
 def test_noise_is_modelled_where_nothing_is_named(recwarn):
