@@ -136,10 +136,10 @@ class Near(Patched):
 
     def __init__(self, backbone: Backbone, tiles: Sequence[Tile], picture: Tensor) -> None:
         self.tiles, self.picture = tuple(tiles), picture
-        self._wrap(backbone)
+        self.wrap(backbone)
 
-    def _wrap(self, backbone: Backbone) -> None:
-        super()._wrap(backbone)
+    def wrap(self, backbone: Backbone) -> None:
+        super().wrap(backbone)
         self.image_shape, self._any_size = backbone.image_shape, backbone.any_size
 
     def select(self, images: Tensor) -> Near:
