@@ -263,5 +263,5 @@ def test_other_arguments_are_refused_by_name(options, message):
 
 def test_a_velocity_of_another_shape_is_refused_without_advice_on_variances():
     flow = FlowBackbone(lambda x, t: torch.cat([x, x], 1), image_shape=SHAPE)
-    with pytest.raises(InvdiffError, match=r"returned shape \(1, 2, 4, 4\), expected \(1, 1, 4, 4\)\.$"):
+    with pytest.raises(InvdiffError, match=r"must return shape \(1, 1, 4, 4\), got \(1, 2, 4, 4\)\.$"):
         flow.predict(torch.zeros(1, *SHAPE), 5)
