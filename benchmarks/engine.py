@@ -230,7 +230,7 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for what, measured in found["processors"].items():
         title = "The whole processor" if what == WHOLE else "Held back to AVX2, the stand-in for a laptop"
-        parts.append(f"### {title}\n")
+        parts.append(f"\n### {title}\n")
         parts.append("Fastest, a call without a gradient: " + "; ".join(fastest(measured["calls"])) + ".\n")
         head = ["images", "precision", "run by", "ms a call", "over PyTorch, same precision", "over PyTorch, float32"]
         body = [

@@ -111,6 +111,44 @@ def test_the_report_holds_what_was_measured(speed, tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 0
 
 
+def test_the_table_of_engines_says_what_is_fastest_and_whether_the_aim_is_met(speed):
+    import engine
+
+    calls = [
+        {"batch": 1, "precision": "float32", "runs": "PyTorch", "ms": 40.0, "faster": 1.0, "faster_float32": 1.0},
+        {"batch": 1, "precision": "float32", "runs": "OpenVINO", "ms": 20.0, "faster": 2.0, "faster_float32": 2.0},
+    ]
+    row = {"library": "l", "batch": 1, "their_ms": 60.0, "float32_ms": 40.0, "float32_faster": 1.5}
+    runs = [
+        {**row, "method": "DDRM", "gradient": False, "float32_engine_ms": 20.0, "float32_engine_faster": 3.0},
+        {**row, "method": "DPS", "gradient": True, "float32_faster": 1.1},
+    ]
+    about = {"processor": "p", "threads": 1, "torch": "t", "openvino": "o", "clock": "c", "rounds": 2, "date": "d"}
+    text = engine.markdown({"about": about, "processors": {engine.AVX2: {"calls": calls, "runs": runs}}})
+    assert "one image: OpenVINO in float32, 20.0 ms, 2.00 times as fast as PyTorch in float32" in text
+    assert "without a gradient 3.00 to 3.00 times as fast (aim 1.25: met)" in text
+    assert "with a gradient 1.10 to 1.10 times as fast (aim 1.25: missed)" in text
+    assert "| l | DPS | 1 | 60.0 | 40.0 | 1.10 |  |  |" in text
+
+
+def test_the_stand_in_for_a_laptop_holds_back_the_process_that_measures(speed, monkeypatch, tmp_path):
+    import engine
+
+    seen = []
+
+    def run(command, env):
+        seen.append({name: env.get(name) for name in engine.PROCESSORS[engine.AVX2]})
+        Path(command[command.index("--measure") + 1]).write_text('{"calls": [], "runs": []}')
+        return type("Done", (), {"returncode": 0})()
+
+    for name in engine.PROCESSORS[engine.AVX2]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(engine.subprocess, "run", run)
+    engine.compare(tmp_path, quick=True)
+    assert seen == [dict.fromkeys(engine.PROCESSORS[engine.AVX2]), engine.PROCESSORS[engine.AVX2]]
+    assert set(json.loads((tmp_path / "engine.json").read_text())["processors"]) == set(engine.PROCESSORS)
+
+
 def test_recorded_quality_of_bfloat16_is_within_a_tenth_of_a_decibel():
     path = FOLDER.parent / "docs" / "data" / "bfloat16.json"
     if not path.is_file():
