@@ -1,7 +1,9 @@
 """Memory: what is free, what happens when it runs out, what is kept of what was freed."""
 
+import os
 import platform
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +119,49 @@ def test_the_first_batch_fits_into_what_is_free(monkeypatch, free, gradient, wan
     assert Batches(1000, 12_288, CPU, gradient).size == wanted
     assert Batches(3, 12_288, CPU, gradient).size == min(3, wanted)
     assert Batches(1000, 12_288, CPU, gradient, size=77).size == 77  # the caller's own
+
+
+def peak_of(job):
+    """Bytes by which the resident memory of a process that does `job` grows at most."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+            before = resident("VmRSS")
+            job()
+            os.write(write, str(resident("VmHWM") - before).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    found = os.read(read, 100)
+    os.close(read)
+    os.waitpid(child, 0)
+    if not found:
+        pytest.skip("the peak of a process cannot be read here")
+    return int(found)
+
+
+def resident(name):
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return 1024 * int(status[name].split()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("sampler", "gradient"), [("ddnm", False), ("mmps", True)])
+def test_a_further_image_takes_no_more_than_is_reckoned_and_not_a_hundredth_of_it(sampler, gradient):
+    backbone = iv.load_backbone("cats64", precision="float32")
+    mask = iv.Mask(iv.make_mask("half", 64))
+
+    def run(count):
+        y = torch.rand(count, 3, 64, 64)
+        return lambda: iv.solve(mask, y, sampler, backbone=backbone, steps=1, batch_size=count, progress=False)
+
+    one, five = peak_of(run(1)), peak_of(run(5))
+    per_element = (five - one) / 4 / 12_288
+    assert batches._BYTES[gradient] / 100 < per_element < batches._BYTES[gradient]
 
 
 class FakeGPU:
