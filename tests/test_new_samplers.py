@@ -109,6 +109,27 @@ def test_reddiff_restores(gaussian, clean):
     assert (s.x - clean).square().mean() < 0.6 * (A.pinv(A(clean)) - clean).square().mean()
 
 
+class Rounded(iv.samplers.base.Backbone):
+    """What another machine or batch says: the same but for the last digits."""
+
+    def __init__(self, inner: iv.GaussianBackbone) -> None:
+        self.inner = inner
+        self.schedule, self.image_shape = inner.schedule, inner.image_shape
+
+    def predict(self, x_t, t):
+        exact = self.inner.on(self.schedule).predict(x_t, t)
+        draw = torch.Generator().manual_seed(int(t))
+        digits = 1e-7 * torch.randn(2, *x_t.shape, generator=draw)
+        return Prediction(exact.x0 * (1 + digits[0]), exact.eps + digits[1])
+
+
+def test_adam_does_not_magnify_the_last_digits(gaussian, clean):
+    """Where the measurement says nothing, a first step of Adam is as long whatever the gradient: it must not be of rounding."""
+    A = iv.SuperResolution(4, "nearest")
+    one, other = (quiet_solve(A, A(clean), iv.REDDiff(steps=12), backbone=b).x for b in (gaussian, Rounded(gaussian)))
+    assert torch.allclose(one, other, atol=1e-5)
+
+
 @pytest.mark.parametrize("sigma_y", [0.0, 0.2])
 def test_daps_exact_draw_is_the_gaussian_that_langevin_walks_in(sigma_y):
     """Mean and covariance of N(y; A q, v) N(q; x, s^2), against the dense formula."""
@@ -120,7 +141,8 @@ def test_daps_exact_draw_is_the_gaussian_that_langevin_walks_in(sigma_y):
         20_000, -1, -1, -1
     )
     n = torch.randn(20_000, 1, 1, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    q = iv.DAPS()._drawn(x, 0.7, problem, lambda role: n).flatten(1)
+    long = iv.DAPS(lr=1e3)  # until nothing is left of where the walk began
+    q = long._drawn(x, 0.7, problem, lambda role: n).flatten(1)
     M = A.dense((1, 1, 8)).double()
     gain = 0.49 * M.mT @ torch.linalg.inv(0.49 * M @ M.mT + sigma_y**2 * torch.eye(3))
     mean = x[0].flatten() + gain @ (y.flatten() - M @ x[0].flatten())
@@ -137,9 +159,32 @@ def test_langevin_reaches_what_is_drawn_exactly():
     walk = iv.DAPS(mcmc="langevin", mcmc_steps=400, lr=2e-3, lr_min_ratio=1.0)
     draws = torch.randn(401, 2000, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     q = walk._walked(x, 0.3, None, problem, lambda role: draws[int(role.split()[-1])]).flatten(1)
-    exact = iv.DAPS()._drawn(x, 0.3, problem, lambda role: draws[400]).flatten(1)
+    exact = iv.DAPS(lr=1e3)._drawn(x, 0.3, problem, lambda role: draws[400]).flatten(1)
     assert torch.allclose(q.mean(0), exact.mean(0), atol=0.04)
     assert torch.allclose(q.var(0), exact.var(0), rtol=0.2)
+
+
+def test_what_is_drawn_spreads_no_further_than_a_walk_in_unknown_directions():
+    prior = correlated_gaussian().double()
+    A = iv.Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
+    y = prior.prior_sample(1, seed=1)
+    problem = build_problem(A, y.expand(2000, -1, -1, -1), 0.2, prior, (-1, 1))
+    x = torch.zeros(2000, 1, 1, 8, dtype=torch.float64)
+    draws = torch.randn(101, 2000, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q = iv.DAPS(mcmc="langevin")._walked(x, 3.0, None, problem, lambda role: draws[int(role.split()[-1])]).flatten(1)
+    drawn = iv.DAPS()._drawn(x, 3.0, problem, lambda role: draws[100]).flatten(1)
+    assert torch.allclose(q[:, 4:].var(0), drawn[:, 4:].var(0), rtol=0.15)
+    assert drawn[:, 4:].std() < 0.2
+
+
+def test_daps_ends_with_the_right_spread():
+    """With all of s_k for its spread and the next level's noise on top, what is not seen had twice its variance."""
+    prior = correlated_gaussian().double()
+    A = iv.Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
+    y = A(prior.prior_sample(1, seed=1))
+    x = quiet_solve(A, y, iv.DAPS(steps=50), backbone=prior, n_samples=500, batch_size=500).x.flatten(1)[:, 4:]
+    exact = prior.posterior(A, y, 0.0).covariance[4:, 4:]
+    assert 0.75 < float(torch.cov(x.double().mT).trace() / exact.trace()) < 1.25
 
 
 def test_daps_follows_the_noise_of_y(gaussian):

@@ -1055,6 +1055,97 @@ def _row(
     }
 
 
+# ---- Learn 13 and 14 --------------------------------------------------------------------------------------------
+
+
+@figure
+def integrator_order() -> Any:
+    """Distance to the exact posterior by integrator: of an estimate that is right, and of two that are not."""
+    score = line_problem()
+    count, table = score.count, []
+    drawn, axes = axes_figure(7.6, 3.2, 2, sharey=True)
+    looks = {"own": (GREY, ":"), "ancestral": (ORANGE, "-"), "ddim": (GREEN, "-"), "dpm++2m": (BLUE, "-"), "eab3": (PURPLE, "-"),
+             "heun": (RED, "-")}  # fmt: skip
+    panels: tuple[tuple[str, list[tuple[str, tuple[str, ...], tuple[int, ...]]]], ...] = (
+        ("right: MMPS", [("mmps", ("ancestral", "ddim", "dpm++2m", "eab3", "heun"), (10, 20, 40))]),
+        (
+            "biased: DDNM (solid), PiGDM (dashed)",
+            [(n, ("own", "ancestral", "dpm++2m"), (15, 50, 150)) for n in ("ddnm", "pigdm")],
+        ),
+    )
+    for one, (title, methods) in zip(axes, panels, strict=True):
+        for sampler, names, steps in methods:
+            for name in names:
+                worth, errors = [], []
+                for n in steps:
+                    options: dict[str, Any] = {} if name == "own" else {"spacing": "karras"}
+                    options["steps"] = n // 2 if name == "heun" else n
+                    answer = solve(score.operator, score.y, sampler, backbone=score.prior, n_samples=count, value_range=(-1, 1),
+                                   batch_size=4 * count, integrator=name, **options)  # fmt: skip
+                    worth.append(round(answer.nfe + 1.5 * answer.vjps))
+                    errors.append(score(answer.x)[0])
+                    table.append(
+                        {"sampler": sampler, "integrator": name, "forward equivalents": worth[-1], "W2": errors[-1]}
+                    )
+                colour, line = looks[name]
+                one.loglog(worth, errors, line if sampler != "pigdm" else "--", marker=".", color=colour, lw=1.2,
+                           label=name if sampler != "pigdm" else None)  # fmt: skip
+        one.set_title(title, fontsize=9)
+        one.set_xlabel("forward equivalents", fontsize=9)
+        one.legend(fontsize=7.5, frameon=False)
+    floor = score(torch.stack([posterior.sample(count, seed=1) for posterior in score.exact]))[0]
+    table.append({"sampler": "exact draws (the floor)", "integrator": "", "forward equivalents": 0, "W2": floor})
+    for one in axes:
+        one.axhline(floor, color="0.5", ls=":", lw=1)
+        one.set_xticks([20, 50, 100, 200, 400], ["20", "50", "100", "200", "400"])
+        one.minorticks_off()
+    axes[0].set_xlim(60, 320)
+    axes[0].set_ylabel("distance to the posterior (W2)", fontsize=9)
+    keep_data(
+        "integrator_order",
+        table,
+        f"Eight correlated numbers, four of them seen, {count} samples of each of four measurements, exact denoiser",
+    )
+    drawn.tight_layout()
+    return drawn
+
+
+@figure
+def exactness() -> Any:
+    """The toy posterior once more: the moment-matched estimate, and particles."""
+    b, A, y, sigma, count = two_bananas(), Mask(torch.tensor([[1.0, 0.0]])), torch.tensor([[[[0.05, 0.0]]]]), 0.1, 1000
+    exact = b.posterior(A, y, sigma)
+    grid = torch.linspace(-1.1, 1.1, 110)
+    density = exact.log_prob(torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1).reshape(-1, 1, 1, 2)).exp()
+    runs: dict[str, tuple[str, dict[str, Any]]] = {
+        "PiGDM": ("pigdm", {"steps": 100}),
+        "MMPS": ("mmps", {}),
+        "TDS, 4 particles": ("tds", {"particles": 4, "steps": 50}),
+        "TDS, 64 particles": ("tds", {"particles": 64, "steps": 50}),
+    }
+    draws = {"exact draws": exact.sample(count, seed=0)}
+    for name, (sampler, options) in runs.items():
+        draws[name] = solve(A, y, sampler, backbone=b, sigma_y=sigma, n_samples=count, value_range=(-1, 1), batch_size=count,
+                            **options).x  # fmt: skip
+    drawn, axes = axes_figure(8.6, 2.1, len(draws), sharex=True, sharey=True)
+    table = []
+    for one, (name, x) in zip(axes, draws.items(), strict=True):
+        flat = x.reshape(-1, 2)
+        one.contour(grid, grid, density.reshape(110, 110), levels=6, colors="0.75", linewidths=0.6)
+        one.plot(flat[:, 0], flat[:, 1], ".", ms=1.2, color=BLUE if name == "exact draws" else RED, alpha=0.45, mew=0)
+        upper = float((flat[:, 1] > 0.15).double().mean())
+        error = 0.5 * float((b.responsibilities(x).double().mean(0) - exact.weights).abs().sum())
+        one.set_title(f"{name}\n{100 * error:.1f} % misplaced", fontsize=8.5)
+        one.set_xlim(-0.6, 0.7)
+        one.set_ylim(-0.9, 0.9)
+        one.set_xticks([])
+        one.set_yticks([])
+        table.append({"method": name, "share in the upper mode": round(upper, 3), "mode error": round(error, 3)})
+    keep_data("exactness", table, f"{count} samples each, sigma_y = {sigma}, exact denoiser")
+    drawn.tight_layout()
+    return drawn
+
+
 # ---- the command ------------------------------------------------------------------------------------------------
 
 

@@ -34,9 +34,12 @@ class DAPS(Sampler):
         z = q + s_{k+1} n,  and q itself at the end
 
     The authors draw q by 100 Langevin steps of size lr (``mcmc="langevin"``, or "hmc"), with tau = 0.01 whatever the noise
-    is. For a linear operator the distribution is a Gaussian: here it is drawn exactly by filters (``mcmc="exact"``), with
-    ``tau = sqrt(2) sigma_y`` (``tau=0``), and A q = y without noise. The levels stand between the times that a network was trained
-    on: ``times="discrete"`` takes the nearest of these, "continuous" the level itself at a time that is no whole number.
+    is. For a linear operator the distribution is a Gaussian: here it is drawn by filters (``mcmc="exact"``), with
+    ``tau = sqrt(2) sigma_y`` (``tau=0``), and A q = y without noise. Its mean is exact, its spread what their walk from x^ has
+    by its end (after ``mcmc_steps * lr``), which is much less than s_k where y says little: with all of s_k, and the next
+    level's noise on top, an unknown direction ends with twice its variance. The levels stand between the times that a network
+    was trained on: ``times="discrete"`` takes the nearest of these, "continuous" the level itself at a time that is no whole
+    number.
     """
 
     steps: int = option(200, "noise levels", low=1)
@@ -45,7 +48,7 @@ class DAPS(Sampler):
     ode_steps: int = option(5, "Euler steps from each level down, one network call each", low=1)
     ode_sigma_min: float = option(0.01, "where these end", low=1e-6)
     mcmc: str = option("exact", "how q is drawn", choices=("exact", "langevin", "hmc"))
-    mcmc_steps: int = option(100, "of langevin and hmc", low=1)
+    mcmc_steps: int = option(100, "of langevin and hmc; with lr, bounds the spread of exact", low=1)
     lr: float = option(1e-4, "their first step (5e-5 for box masks, motion blur); stable below tau^2 / |A|^2", low=0)
     lr_min_ratio: float = option(0.01, "of the step at the last level to the first", low=0)
     momentum: float = option(0.9, "of hmc: share of the velocity that a step keeps", low=0, high=1)
@@ -126,25 +129,32 @@ class DAPS(Sampler):
 
     def _drawn(self, x: Tensor, sigma: float, problem: Problem, noise: Draw) -> Tensor:
         """From ``N(y; A q, v) N(q; x, sigma^2)``, v = tau^2 / 2: mean ``x + A^T (A A^T + v / sigma^2)^-1 (y - A x)``, and
-        variance ``sigma^2 v / (v + sigma^2 l)`` in the direction of squared singular value l."""
+        variance ``(1 - exp(-2 K T)) / K`` in the direction of squared singular value l, with ``K = 1 / sigma^2 + l / v`` and T the
+        time that Langevin steps would take."""
         linear_operator(problem, self.name)
         v = self.tau**2 / 2 if self.tau > 0 else problem.sigma_y**2
+        time = self.mcmc_steps * self._lr(sigma)
 
         def gain(squared: Tensor) -> Tensor:
             return torch.where(squared > 0, 1 / (squared + v / sigma**2).clamp(min=1e-30), 0.0)
 
         def std(squared: Tensor) -> Tensor:
-            return sigma * torch.where(squared > 0, v / (v + sigma**2 * squared.clamp(min=1e-30)), 1.0).sqrt()
+            stationary = sigma**2 * torch.where(squared > 0, v / (v + sigma**2 * squared.clamp(min=1e-30)), 1.0)
+            return (-stationary * torch.expm1(-2 * time / stationary.clamp(min=1e-30))).sqrt()
 
         return x + problem.filtered_residual(gain, x) + problem.operator.gram_filter(std, noise("q"))
+
+    def _lr(self, sigma: float) -> float:
+        """Langevin's step at a level: falls evenly from the first to the last."""
+        high, low, now = (v ** (1 / _RHO) for v in (self.sigma_max, self.sigma_min, sigma))
+        k = self.steps * (high - now) / (high - low)
+        return self.lr * (1 - (1 - self.lr_min_ratio) * k / (self.steps + 1))
 
     def _walked(self, x: Tensor, sigma: float, score: Tensor | None, problem: Problem, noise: Draw) -> Tensor:
         """The authors' Langevin or Hamiltonian steps from x; `score` of the prior, or None for that of N(x, sigma^2)."""
         A = linear_operator(problem, self.name)
         tau = self.tau if self.tau > 0 else max(2**0.5 * problem.sigma_y, _LEAST_TAU)
-        high, low, now = (v ** (1 / _RHO) for v in (self.sigma_max, self.sigma_min, sigma))
-        k = self.steps * (high - now) / (high - low)
-        lr = self.lr * (1 - (1 - self.lr_min_ratio) * k / (self.steps + 1))
+        lr = self._lr(sigma)
         q, v = x, noise("velocity") if self.mcmc == "hmc" else None
         for i in range(self.mcmc_steps):
             force = A.adjoint(problem.y - A(q)).mul_(2 / tau**2)

@@ -64,13 +64,13 @@ class REDDiff(Sampler):
     ) -> tuple[Tensor, Tensor]:
         A, mu, a_t = linear_operator(problem, self.name), x_t, backbone.schedule.alpha_bar_at(t)
         x0 = mu.add(noise("state"), alpha=self.sigma_x0) if self.sigma_x0 > 0 else mu
-        n = noise("step")
-        eps = backbone.predict(weighted_sum((a_t**0.5, x0), ((1 - a_t) ** 0.5, n)), t).eps
-        w = self.weight * WEIGHTINGS[self.weighting](((1 - a_t) / a_t) ** 0.5)
+        x_t = weighted_sum((a_t**0.5, x0), ((1 - a_t) ** 0.5, noise("step")))
+        r = ((1 - a_t) / a_t) ** 0.5
+        # eps - n = (x0 - estimate)/r: far up the left side is the small difference of large numbers, whose rounding Adam magnifies
+        away = x0 - backbone.predict(x_t, t).x0
         data = A.adjoint(A(x0) - problem.y)
-        gradient = weighted_sum(
-            (w / mu[0].numel(), eps), (-w / mu[0].numel(), n), (self.obs_weight / problem.y[0].numel(), data)
-        )
+        w = self.weight * WEIGHTINGS[self.weighting](r) / r
+        gradient = weighted_sum((w / mu[0].numel(), away), (self.obs_weight / problem.y[0].numel(), data))
         moved = mu - self.lr * _adam(gradient, memory_of(backbone))
         return (x0 if s < 0 and self.ending == "before" else moved), x0
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from conformance.recordings import TOLERANCE, Outcome, Recording, largest_difference
+from torch import Tensor
 
 from invdiff import DAPS, MMPS, TMPD, CoPaint, PiGDM, REDDiff, Sampler, solve
-from invdiff.problem import build_problem
+from invdiff.backbones.base import Backbone
+from invdiff.problem import Problem, build_problem
 from invdiff.samplers.base import Estimator
 from invdiff.samplers.integrators import Integrator, Move, ddim_coefficients
 from invdiff.tensors import weighted_sum
@@ -114,7 +116,7 @@ def copaint(recording: Recording) -> Iterator[Outcome]:
         return
     kept = int(config["timestep_respacing"])
     travels = bool(ddim.get("use_timetravel"))
-    sampler = CoPaint(
+    sampler = _CoPaint(
         steps=kept,
         visits=0 if travels else int(ddim["num_inference_steps"]),
         iterations=o["num_iteration_optimize_xt"],
@@ -132,7 +134,31 @@ def copaint(recording: Recording) -> Iterator[Outcome]:
         travel_optimise=o["optimize_before_time_travel"],
         ending="state",
     )
-    yield from _replayed(recording, sampler, 0.0, times=False)
+    for run, outcome in zip(recording.runs, _replayed(recording, sampler, 0.0, times=False), strict=True):
+        yield _with_states(recording, run, outcome, _CoPaint.entered)
+        _CoPaint.entered.clear()
+
+
+class _CoPaint(CoPaint):
+    """Keeps the network's time and the state of every optimisation."""
+
+    entered: ClassVar[list[tuple[float, Tensor]]] = []
+
+    def _optimised(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
+        self.entered.append((float(backbone.schedule.timestep(t)), x_t.clone()))
+        return super()._optimised(x_t, t, problem, backbone)
+
+
+def _with_states(recording: Recording, run: str, outcome: Outcome, entered: Sequence[tuple[float, Tensor]]) -> Outcome:
+    """The outcome, failed where an optimisation was entered at another time or with another state than recorded."""
+    recorded = recording.runs[run]
+    if [t for t, _ in entered] != recorded["step_t"].double().tolist():
+        return replace(outcome, note="optimised at other times", failed=True)
+    states = zip(recorded["step_idx"].tolist(), recorded["step_x"], strict=True)
+    worst = max(largest_difference(entered[k][1], x.reshape(entered[k][1].shape)) for k, x in states)
+    if worst > recording.tolerance(run, "step_x"):
+        return replace(outcome, note=f"a state off by {worst:.1e}", failed=True)
+    return replace(outcome, difference=max(outcome.difference, worst))
 
 
 def reddiff(recording: Recording) -> Iterator[Outcome]:
