@@ -32,11 +32,12 @@ from invdiff.plan import REGIONS, Plan, Stage, plan_restoration, restore
 from invdiff.problem import Problem, build_problem
 from invdiff.progress import progress_bar
 from invdiff.regions import Box
-from invdiff.samplers.base import Progress, Record, Sampler, Walk, sampler_class, samplers_that
+from invdiff.samplers.base import Progress, Record, Sampler, Walk, samplers_that
 from invdiff.samplers.ddnm import noisy_kin
 from invdiff.samplers.guidance import Guidance, as_guidance
 from invdiff.samplers.paths import PATHS, make_path
 from invdiff.samplers.presets import TUNED, settings_for
+from invdiff.samplers.restorer import named
 from invdiff.samplers.unconditional import Unconditional
 from invdiff.solution import Frame, Solution, in_range
 
@@ -101,7 +102,8 @@ def solve(
             and uint8 arrays are 0..255, floats are in `value_range`. For a mask, a picture of full size of which only the
             known pixels are read.
         sampler: ``"auto"``, the default, is DDNM+ with 50 steps for masks, 30 for others, with and without noise. Else a
-            name (see ``invdiff list samplers``; settings for the task are used, see `preset`), a sampler object or class.
+            name (see ``invdiff list samplers``; settings for the task are used, see `preset`), the folder of a `Restorer`, a
+            sampler object or class.
         backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"``, for photographs
             of any size. Cats and satellite tiles of 64 x 64 pixels have theirs by name: ``"cats64"``, ``"eurosat64"``.
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.
@@ -477,7 +479,8 @@ def resolve_sampler(
         names = list(inspect.signature(PATHS[path]).parameters)[1:]
         path_options = {k: options.pop(k) for k in names if k in options}
     if isinstance(sampler, str):
-        cls = sampler_class(sampler)
+        cls, by_name = named(sampler)
+        options = {**by_name, **options}
     elif isinstance(sampler, type) and issubclass(sampler, Sampler) and not inspect.isabstract(sampler):
         cls = sampler
     elif isinstance(sampler, Sampler):

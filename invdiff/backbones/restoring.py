@@ -53,5 +53,6 @@ class RestoringUNet(HaarUNet):
             precision=precision,
             device=device,  # type: ignore[arg-type]
             copy=False,
+            engine="torch",  # converting it would take longer than a thousand calls
             name=self.description.name,
         )

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.backbones.base import Backbone
-from invdiff.backbones.haar import DESCRIPTION, HaarUNet
+from invdiff.backbones.haar import DESCRIPTION, RESTORATION, Description, HaarUNet
 from invdiff.backbones.local_unet import LocalUNet
 from invdiff.backbones.network import NetworkBackbone
 from invdiff.backbones.weights_file import CONFIG
 from invdiff.checkpoints.formats import Format, accepted_options, register_format
 from invdiff.checks import known
+from invdiff.errors import InvdiffError
 from invdiff.files import read_json
 
 
@@ -31,5 +32,10 @@ class Trained(Format):
         # What the folder says itself is no option.
         names = set(accepted_options(NetworkBackbone)) - {"schedule", "image_shape", "prediction", "learned_variance"}
         known("format invdiff", options, sorted(names))
+        if Description.read(path).prediction == RESTORATION:
+            raise InvdiffError(
+                f"{path} holds a network that restores in one call, which is no backbone but a sampler: "
+                f"solve(..., sampler={str(path)!r})"
+            )
         local = read_json(path / CONFIG).get("_class_name") == LocalUNet.__name__
         return LocalUNet.load(path).backbone(**options) if local else HaarUNet.load(path).backbone(**options)

@@ -46,7 +46,9 @@ def solve_command(
             "--operator-option", "-A", help="An option of the operator, such as scale=4 or kernel=box; repeatable."
         ),
     ] = None,
-    sampler: Annotated[str, typer.Option("--sampler", "-s", help="The method; see `invdiff list samplers`.")] = "auto",
+    sampler: Annotated[
+        str, typer.Option("--sampler", "-s", help="The method, see `invdiff list samplers`; or a restorer's folder.")
+    ] = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The restoration (.png, .jpg, .webp, .tif, .npy).")
     ] = Path("restored.png"),
@@ -243,13 +245,13 @@ def _check_apart(files: dict[str, Any]) -> None:
 
 def _check_early(sampler: str, options: dict[str, Any], preset: str, sigma_y: float) -> None:
     """Refuse what can be refused before a backbone is loaded."""
-    from invdiff.samplers import sampler_class
     from invdiff.samplers.paths import PATHS
     from invdiff.samplers.presets import rows
+    from invdiff.samplers.restorer import named
     from invdiff.solve import AUTO_SAMPLER
 
     of_paths = {name for path in PATHS.values() for name in list(inspect.signature(path).parameters)[1:]}
-    sampler_class(AUTO_SAMPLER if sampler == "auto" else sampler).check_names(
+    named(AUTO_SAMPLER if sampler == "auto" else sampler)[0].check_names(
         name for name in options if name not in of_paths
     )
     rows(preset)

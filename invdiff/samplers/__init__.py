@@ -42,6 +42,7 @@ from invdiff.samplers.paths import PATHS, jumps, network_calls, plain, travel
 from invdiff.samplers.pigdm import PiGDM
 from invdiff.samplers.reddiff import REDDiff
 from invdiff.samplers.repaint import RePaint, Replacement
+from invdiff.samplers.restorer import Restorer
 from invdiff.samplers.tds import TDS
 from invdiff.samplers.tmpd import TMPD
 from invdiff.samplers.unconditional import Unconditional
@@ -75,6 +76,7 @@ __all__ = [
     "REDDiff",
     "RePaint",
     "Replacement",
+    "Restorer",
     "Sampler",
     "TotalVariation",
     "Unconditional",

@@ -34,6 +34,7 @@ class Baseline(Sampler):
     steps: ClassVar[int] = 1  # type: ignore[misc]  # no option of theirs
     baseline: ClassVar[bool] = True
     takes: ClassVar[str] = "every linear operator"
+    learned: ClassVar[bool] = False  # made for one kind of pictures: used where it is named, never by itself
 
     def restore(self, problem: Problem) -> Tensor:
         """The answer, (B, C, H, W), model range."""
@@ -255,10 +256,11 @@ def _divergence(p: Tensor) -> Tensor:
 
 
 def baseline_names() -> list[str]:
-    """The names of the classical methods, those of installed packages included."""
+    """The names of the methods without a path, those of installed packages included."""
     return list(samplers_that(baseline=True))
 
 
 def baselines_for(problem: Problem) -> Iterable[str]:
-    """Those that take a problem."""
-    return [name for name in baseline_names() if not sampler_class(name)().reason(problem)]
+    """The classical ones that take a problem."""
+    classical = [name for name in baseline_names() if not getattr(sampler_class(name), "learned", False)]
+    return [name for name in classical if not sampler_class(name)().reason(problem)]
