@@ -221,7 +221,7 @@ def test_restorers_backbones_and_names_are_told_apart(restorer, teacher, tmp_pat
     y, operator = torch.rand(3, 16, 16), Mask(make_mask("box", 16))
     assert named(str(restorer)) == (Restorer, {"weights": str(restorer)})
     assert named("ddnm")[1] == {}
-    with pytest.raises(InvdiffError, match="not a backbone|no backbone but a sampler"):
+    with pytest.raises(InvdiffError, match="no backbone but a sampler"):
         load_backbone(restorer)
     with pytest.raises(InvdiffError, match="holds a restorer"):
         HaarUNet.load(restorer)

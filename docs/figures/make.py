@@ -611,6 +611,21 @@ def ddnm_operators() -> Any:
 
 
 @figure
+def one_call() -> Any:
+    """A network that restores in one call beside diffusion, on holes that it has seen and that it has not."""
+    kinds = {"wide": {"seed": 10_003}, "alternating_lines": {}, "random_pixels": {"fraction_known": 0.2}, "text": {}}
+    truth, pictures = photo(), []
+    for name, options in kinds.items():
+        mask = make_mask(name, 64, **options)
+        answers = [
+            solve(Mask(mask), truth, sampler, backbone=backbone(), seed=0, **more).x.clamp(0, 1)
+            for sampler, more in (("restorer", {}), ("ddnm", {"steps": 50}))
+        ]
+        pictures += [torch.where(mask, truth, 0.5), *answers, truth]
+    return sheet(torch.cat(pictures), columns=4)
+
+
+@figure
 def noisy() -> Any:
     """DDNM pins the noise, DDNM+ weighs it."""
     A, rows, captions, table = SuperResolution(4, "box"), [], [], []
