@@ -441,3 +441,20 @@ def test_particles_on_the_plane_end_where_the_posterior_is():
     assert all(frame.shape == (learning.PARTICLES, 2) for frame in frames)
     spread = [float((frame[:, 0] - 0.05).abs().mean()) for frame in frames]
     assert spread[0] > 0.5 > 0.2 > spread[-1], "from everywhere to the band of the measurement"
+
+
+def test_what_a_killed_server_left_behind_goes_and_nothing_else(tmp_path, monkeypatch):
+    import os
+    import subprocess
+    import tempfile
+
+    from invdiff.app.server import _sweep
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [f"invdiff-app-{os.getpid()}-x", "invdiff-app-mine", "invdiff-apple-7-x", "other"]
+    for name in (f"invdiff-app-{dead.pid}-abc", *kept):
+        (tmp_path / name).mkdir()
+    _sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -55,6 +55,7 @@ class Server:
 
     words: tuple[str, ...] = ()
     port: int = 0
+    watched: Path | None = None
     process: Any = field(default=None, repr=False)
 
     @property
@@ -67,7 +68,14 @@ class Server:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
         words = [sys.executable, "-m", "invdiff", "app", "--port", str(self.port), *self.words]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        path = os.pathsep.join(filter(None, (str(self.watched or ""), os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
         end = time.monotonic() + PATIENCE / 1000
         while time.monotonic() < end and self.process.poll() is None:
             try:
@@ -83,12 +91,28 @@ class Server:
             self.process.wait()
 
 
+WATCH = """import pathlib, socket
+found = socket.getaddrinfo
+def getaddrinfo(host, *rest, **more):
+    if str(host) not in ("127.0.0.1", "localhost", "0.0.0.0", "None"):
+        with open(pathlib.Path(__file__).with_name("asked"), "a") as file:
+            file.write(f"{host}\\n")
+        raise OSError("the network is out of bounds")
+    return found(host, *rest, **more)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    one = Server()
+def server(tmp_path_factory) -> Iterator[Server]:
+    """One for all tests, in a process that may look up no other host."""
+    folder = tmp_path_factory.mktemp("watch")
+    (folder / "sitecustomize.py").write_text(WATCH)
+    one = Server(watched=folder)
     one.start()
     yield one
     one.kill()
+    assert not (folder / "asked").exists(), f"the server asked for {(folder / 'asked').read_text()}"
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ def learn_page() -> None:
                 path = gr.Dropdown(list(PATHS), value="jumps", label="Path", elem_id="path")
                 steps = gr.Slider(2, 250, value=50, step=1, label="Times kept")
             with gr.Row():
-                length = gr.Slider(1, 50, value=10, step=1, label="Length of a jump")
-                repeats = gr.Slider(1, 20, value=3, step=1, label="How often each stretch is walked")
+                length = gr.Slider(1, 50, value=10, step=1, label="Jump length")
+                repeats = gr.Slider(1, 20, value=3, step=1, label="Walks of a stretch")
             _drawn(learning.path_figure, [path, steps, length, repeats], "path-figure")
     with gr.Row():
         with gr.Column(min_width=320):
@@ -52,7 +52,7 @@ def learn_page() -> None:
                 toy_steps = gr.Slider(2, 200, value=60, step=1, label="Times kept")
             with gr.Row():
                 toy_noise = gr.Slider(0.02, 0.5, value=0.1, step=0.02, label="Noise σ of y")
-                way = gr.Slider(0, 1, value=1, step=0.01, label="Share of the way", elem_id="way")
+                way = gr.Slider(0, 1, value=1, step=0.01, label="Way gone", elem_id="way")
             _drawn(learning.plane_figure, [toy, toy_steps, toy_noise, way], "plane-figure")
 
 

@@ -124,8 +124,12 @@ def restore_page(desk: Desk) -> None:
             "In a folder with `photo.png` and `mask.png` of these files, either of the two makes the same pictures."
         )
         with gr.Row():
-            python = gr.Code(language="python", label="Python", interactive=False, wrap_lines=True, elem_id="python")
-            shell = gr.Code(language="shell", label="Shell", interactive=False, wrap_lines=True, elem_id="shell")
+            with gr.Column(min_width=320):
+                python = gr.Code(
+                    language="python", label="Python", interactive=False, wrap_lines=True, elem_id="python"
+                )
+            with gr.Column(min_width=320):
+                shell = gr.Code(language="shell", label="Shell", interactive=False, wrap_lines=True, elem_id="shell")
 
     def show_photo(path: str | None, name: str | None) -> tuple[str, str]:
         try:

@@ -20,6 +20,7 @@ from invdiff.checks import whole
 from invdiff.errors import InvdiffError, InvdiffWarning
 
 ASSETS = Path(__file__).parent / "assets"
+_FOLDER = "invdiff-app-"
 _KEPT = 200  # restorations whose files are kept
 
 
@@ -155,7 +156,8 @@ def serve(
     limits = limits or Limits()
     port = _free_port(host) if port is None else whole("port", port, 1, 65535)
     _check_port(host, port)
-    desk = Desk(Jobs(workers), Path(tempfile.mkdtemp(prefix="invdiff-app-")), limits)
+    _sweep()
+    desk = Desk(Jobs(workers), Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")), limits)
     os.environ["GRADIO_TEMP_DIR"] = str(desk.folder / "uploads")
     warnings.filterwarnings("ignore", category=InvdiffWarning)  # the page says it beside the picture
     try:
@@ -188,6 +190,20 @@ def serve(
     if block:
         _close(desk)
     return page, desk, address
+
+
+def _sweep() -> None:
+    """Remove the folders of servers that were killed; each has its process in its name."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        process = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if not process.isdecimal() or not folder.is_dir() or folder.is_symlink():
+            continue
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # another user's
+            continue
 
 
 def _close(desk: Desk) -> None:

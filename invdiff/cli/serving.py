@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,4 +52,5 @@ def app_command(
         calls=whole("--calls", calls, 1),
         backbones=tuple(backbone or ()),
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server's folder goes with it
     serve(host=host, port=port, vote=vote, workers=workers, limits=limits, open_browser=open_browser)
