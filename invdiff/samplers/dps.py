@@ -27,6 +27,19 @@ def residual_direction(y: Tensor, problem: Problem, x0: Tensor) -> Tensor:
 RULES = ("constant", "likelihood")
 
 
+class Ruled:
+    """A sampler with fields `rule` (one of `RULES`), `scale` (of "constant") and `weight` (of "likelihood")."""
+
+    rule: str
+    scale: float
+    weight: float
+
+    @property
+    def factor(self) -> float:
+        """Of the data step, by its rule."""
+        return self.scale if self.rule == "constant" else self.weight
+
+
 def data_step(
     y: Tensor,
     problem: Problem,
@@ -65,7 +78,7 @@ def data_step(
 
 @register_sampler("dps")
 @dataclass(frozen=True)
-class DPS(Sampler):
+class DPS(Ruled, Sampler):
     """Diffusion posterior sampling (Chung et al., ICLR 2023, algorithm 1 with the step size of appendix C.2).
 
         x_s = ancestral step - scale grad_{x_t} || y - A x0(x_t) ||_2
@@ -92,11 +105,6 @@ class DPS(Sampler):
     uses_gradient: ClassVar[bool] = True
     paper: ClassVar[str] = "Chung et al., Diffusion Posterior Sampling for General Noisy Inverse Problems, ICLR 2023"
 
-    @property
-    def factor(self) -> float:
-        """Of the data step, by its rule."""
-        return self.scale if self.rule == "constant" else self.weight
-
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
@@ -104,8 +112,4 @@ class DPS(Sampler):
         x = ancestral(x_t, x0, t, s, backbone.schedule, prediction.log_variance, noise)
         y = problem.y if self.norm == "known" else problem.y_given
         ratio = backbone.schedule.alpha_bar_at(t) / backbone.schedule.alpha_bar_at(s)
-        return x.add_(
-            data_step(
-                y, problem, x0, pullback, ratio, self.rule, self.scale if self.rule == "constant" else self.weight
-            )
-        ), x0
+        return x.add_(data_step(y, problem, x0, pullback, ratio, self.rule, self.factor)), x0

@@ -12,13 +12,13 @@ from invdiff.noise import Draw
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, estimate_with_pullback, register_sampler
-from invdiff.samplers.dps import RULES, data_step
+from invdiff.samplers.dps import RULES, Ruled, data_step
 from invdiff.samplers.integrators import ancestral
 
 
 @register_sampler("mcg")
 @dataclass(frozen=True)
-class MCG(Sampler):
+class MCG(Ruled, Sampler):
     """Manifold-constrained gradient (Chung et al., NeurIPS 2022, algorithm 1).
 
         x' = ancestral step
@@ -44,11 +44,6 @@ class MCG(Sampler):
         "Chung et al., Improving Diffusion Models for Inverse Problems using Manifold Constraints, NeurIPS 2022"
     )
 
-    @property
-    def factor(self) -> float:
-        """Of the data step, by its rule."""
-        return self.scale if self.rule == "constant" else self.weight
-
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
@@ -63,7 +58,7 @@ class MCG(Sampler):
                 pullback,
                 ratio,
                 self.rule,
-                self.scale if self.rule == "constant" else self.weight,
+                self.factor,
             )
         )
         level = backbone.schedule.alpha_bar_at(s if self.known_level == "target" else t)
