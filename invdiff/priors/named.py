@@ -13,6 +13,7 @@ sigma_y = 0.05 here is 1 there. ``gmm25-8-original`` has the original units; it 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -102,7 +103,7 @@ def _decay(n: int, correlation: float) -> Tensor:
     return correlation ** (index[:, None] - index[None]).abs()
 
 
-for _name, _make in {
+_NAMED: dict[str, Callable[..., AnalyticPrior]] = {
     "gaussian8": correlated_gaussian,
     "gaussian16x16": image_gaussian,
     "gaussian-colour": partial(correlated_gaussian, (3, 8, 8)),
@@ -111,7 +112,8 @@ for _name, _make in {
     "gmm25-800": partial(gmm25, 800),
     "gmm25-8-original": partial(gmm25, 8, scale=1.0),
     "two-modes16": two_modes16,
-}.items():
+}
+for _name, _make in _NAMED.items():
     # 8 correlated pixels; a 16 x 16 image with the power spectrum of photographs; an 8 x 8 colour image, correlated in space and
     # between channels; 25 modes in 8, 80 and 800 dimensions; two modes, 0.8 and 0.2, in 16 dimensions
     register_prior(_name, _make)

@@ -137,7 +137,7 @@ def told_apart(rows: Rows, samplers: Sequence[str]) -> Figure | None:
         f"Accuracy of a classifier that tells samples from exact ones: 0.5 is by chance (bold: at most {_BY_CHANCE:g})"
     )
     ticks = {v: f"{v:g}" for v in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
-    bold = chart.values.round(3) <= _BY_CHANCE
+    bold = chart.values.round(2) <= _BY_CHANCE  # as it is printed
     return chart.drawn(chart.values, (0.5, 1.0), bold, title, "C2ST", ticks)
 
 
@@ -174,7 +174,8 @@ class _Chart:
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, **style)
         titles = [f"{_title(task)}  (floor {floor:.2f})" for task, floor in zip(self.groups, self.floors, strict=True)]
         axes.set_yticks(range(len(self.groups)), titles, fontsize=8)
-        axes.set_xticks(range(n), self.samplers, fontsize=8)
+        slanted: Any = {} if n <= 10 else {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
+        axes.set_xticks(range(n), self.samplers, fontsize=8, **slanted)
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.01, ticks=list(ticks))
