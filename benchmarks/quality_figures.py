@@ -19,45 +19,50 @@ LIBRARY_COLOURS = {"diffusers": COLOURS[1], "deepinv": COLOURS[3], "azula": COLO
 MAIN_TASK = "gaussian8-mask, σ = 0.1"
 
 
-def frontier(rows: list[Row]) -> list[tuple[float, float]]:
+COSTS = {"seconds": "seconds for all samples, one thread", "forward_equivalents": "network calls (a gradient counts 1.5 more)"}
+
+
+def frontier(rows: list[Row], cost: str = "forward_equivalents") -> list[tuple[float, float]]:
     """(cost, distance) of the runs that no cheaper run of the same method is as good as."""
-    points = sorted((r["forward_equivalents"], r["distance"]) for r in rows if r.get("distance") is not None)
+    points = sorted((r[cost], r["distance"]) for r in rows if r.get("distance") is not None)
     out: list[tuple[float, float]] = []
-    for cost, distance in points:
+    for spent, distance in points:
         if not out or distance < out[-1][1]:
-            out.append((cost, distance))
+            out.append((spent, distance))
     return out
 
 
 def draw(found: Row, folder: Path) -> None:
-    """``quality.png`` and ``quality-images.png``, of what was measured."""
+    """``quality.png``, ``quality-truth.png`` and ``quality-images.png``, of what was measured."""
     folder.mkdir(parents=True, exist_ok=True)
     if found.get("truth"):
         tasks = [t for t in found["tasks"] if method_rows(found, t)]
-        _truth(found, [MAIN_TASK] if MAIN_TASK in tasks else tasks[:1], folder / "quality.png", 7.2, 4.2)
-        _truth(found, tasks, folder / "quality-truth.png", 10.5, 3.2 * -(-len(tasks) // 2))
+        main = MAIN_TASK if MAIN_TASK in tasks else tasks[0]
+        _truth(found, [(main, "seconds"), (main, "forward_equivalents")], folder / "quality.png", named=True)
+        _truth(found, [(task, "seconds") for task in tasks], folder / "quality-truth.png")
     if found.get("scores"):
         _images(found, folder / "quality-images.png")
 
 
-def _truth(found: Row, tasks: list[str], path: Path, width: float, height: float) -> None:
-    figure = new_figure(width, height)
+def _truth(found: Row, panels: list[tuple[str, str]], path: Path, named: bool = False) -> None:
+    """Distance against cost; `named`: names at the ends of the best lines of the last panel."""
+    rows = -(-len(panels) // 2)
+    figure = new_figure(9.6, 3.7 * rows + 0.3)
     figure.set_facecolor(PAPER)
-    columns = min(2, len(tasks))
-    for number, task in enumerate(tasks):
-        axes = figure.add_subplot(-(-len(tasks) // columns), columns, number + 1)
+    for number, (task, cost) in enumerate(panels):
+        axes = figure.add_subplot(rows, min(2, len(panels)), number + 1)
         info = found["tasks"][task]
         ends: list[tuple[float, float, str, str]] = []
-        for (library, method), rows in method_rows(found, task).items():
-            line = frontier(rows)
+        for (library, method), cells in method_rows(found, task).items():
+            line = frontier(cells, cost)
             if not line:
                 continue
             mine = library == OURS
             best = mine and method == "mmps"
             colour = COLOURS[0] if mine else LIBRARY_COLOURS[library]
-            style = {"lw": 2.6, "zorder": 5} if best else {"lw": 1.0, "alpha": 0.45 if mine else 0.8}
+            style = {"lw": 2.6, "zorder": 5} if best else {"lw": 1.0, "alpha": 0.4 if mine else 0.8}
             costs, distances = zip(*line, strict=True)
-            axes.plot(costs, distances, color=colour, marker="o", ms=5 if best else 3, **style)
+            axes.plot(costs, distances, color=colour, marker="o", ms=5 if best else 2.5, **style)
             ends.append((costs[-1], distances[-1], f"{'' if mine else library + ' '}{method}", colour))
         axes.axhline(info["floor"], color=INK, lw=1, ls=":")
         axes.axhline(targets(info["floor"])[0], color=INK, lw=0.8, ls="--")
@@ -65,20 +70,23 @@ def _truth(found: Row, tasks: list[str], path: Path, width: float, height: float
         axes.set_yscale("log")
         axes.set_ylim(0.8 * info["floor"], 1.2)
         axes.set_title(task, fontsize=9, loc="left", color=INK)
-        axes.set_xlabel("network calls (a gradient counts 1.5)", fontsize=8)
-        axes.set_ylabel(f"{info['distance_name']} to the exact posterior", fontsize=8)
+        axes.set_xlabel(COSTS[cost], fontsize=8)
+        if number % 2 == 0:
+            axes.set_ylabel(f"{info['distance_name']} to the exact posterior", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-        if number == 0:
-            handles = [
-                axes.plot([], [], color=COLOURS[0], lw=2.6, marker="o", label="invdiff: MMPS")[0],
-                axes.plot([], [], color=COLOURS[0], lw=1, alpha=0.6, label="invdiff: other samplers")[0],
-            ]
-            handles += [axes.plot([], [], color=c, lw=1.2, label=name)[0] for name, c in LIBRARY_COLOURS.items()]
-            axes.legend(handles=handles, fontsize=7.5, frameon=False, loc="lower left")
-        if len(tasks) == 1:
+        if named and number == len(panels) - 1:
             _named(axes, ends)
-    figure.tight_layout()
+    axes = figure.axes[0]
+    handles = [
+        axes.plot([], [], color=COLOURS[0], lw=2.6, marker="o", label="invdiff: MMPS")[0],
+        axes.plot([], [], color=COLOURS[0], lw=1, alpha=0.6, label="invdiff: the others")[0],
+    ]
+    handles += [axes.plot([], [], color=c, lw=1.4, label=name)[0] for name, c in LIBRARY_COLOURS.items()]
+    handles.append(axes.plot([], [], color=INK, lw=0.8, ls="--", label="to be reached")[0])
+    handles.append(axes.plot([], [], color=INK, lw=1, ls=":", label="exact draws")[0])
+    figure.tight_layout(rect=(0, 0.3 / (3.7 * rows + 0.3), 1, 1))
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="lower center", ncols=len(handles))
     save_figure(figure, path)
 
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -159,7 +159,7 @@ class Plain:
 def our_methods() -> Iterator[Method]:
     """Every sampler of the library: its own step, and integrators where it takes them."""
 
-    def prepared(task: Task, steps: int, *, sampler: str, **setting: Any) -> Any:
+    def prepared(task: Task, steps: int, *, of: str, **setting: Any) -> Any:
         found: list[Any] = []
         rows = task.measurements * task.samples
 
@@ -167,7 +167,7 @@ def our_methods() -> Iterator[Method]:
             solution = solve(
                 task.operator,
                 task.y,
-                sampler,
+                of,
                 backbone=task.backbone,
                 sigma_y=task.sigma_y,
                 value_range=(-1, 1),
@@ -183,12 +183,12 @@ def our_methods() -> Iterator[Method]:
 
         return draw, lambda: (found[-1].nfe, found[-1].vjps)
 
-    def of(name: str, sampler: str, settings: tuple[dict[str, Any], ...], budgets: tuple[int, ...]) -> Method:
-        return Method(OURS, name, tuple({"sampler": sampler, **s} for s in settings), budgets, prepared)
+    def method(name: str, sampler: str, settings: tuple[dict[str, Any], ...], budgets: tuple[int, ...]) -> Method:
+        return Method(OURS, name, settings, budgets, partial(prepared, of=sampler))
 
     few, steps = (6, 8, 10, 12, 15, 20, 30, 50, 100), (20, 50, 100, 250, 1000)
     integrators = ("ancestral", "ddim", "dpm++2m", "eab3", "heun")
-    yield of(
+    yield method(
         "mmps",
         "mmps",
         (
@@ -197,17 +197,17 @@ def our_methods() -> Iterator[Method]:
         ),
         few,
     )
-    yield of("tmpd", "tmpd", grid(integrator=("ancestral", "ddim", "dpm++2m", "eab3"), spacing=("karras",)), few)
-    yield of("repaint", "repaint", grid(jump_length=(10,), jump_n_sample=(5, 10)), (20, 50, 100, 250, 500))
+    yield method("tmpd", "tmpd", grid(integrator=("ancestral", "ddim", "dpm++2m", "eab3"), spacing=("karras",)), few)
+    yield method("repaint", "repaint", grid(jump_length=(10,), jump_n_sample=(5, 10)), (20, 50, 100, 250, 500))
     for name in ("ddnm", "ddnm+", "pigdm", "diffpir"):
         chosen = grid(integrator=integrators, spacing=("karras",))
-        yield of(name, name, ({"integrator": "own"}, *chosen), (10, *steps[:-1]))
+        yield method(name, name, ({"integrator": "own"}, *chosen), (10, *steps[:-1]))
     for name in ("replacement", "ddrm", "mcg", "dps"):
-        yield of(name, name, ({},), steps[:-1])
+        yield method(name, name, ({},), steps[:-1])
     for name in ("tds", "mcg-diff", "fps-smc"):
-        yield of(name, name, ({"particles": 64},), (50, 100))
+        yield method(name, name, ({"particles": 64},), (50, 100))
     for name in ("copaint", "reddiff", "daps"):
-        yield of(name, name, ({},), (20, 50, 100))
+        yield method(name, name, ({},), (20, 50, 100))
 
 
 def their_methods() -> Iterator[Method]:
@@ -236,7 +236,7 @@ def their_methods() -> Iterator[Method]:
 
 def words(setting: dict[str, Any]) -> str:
     """A setting in words, for tables and as a part of a cell's name."""
-    return ", ".join(f"{k}={v}" for k, v in setting.items() if k != "sampler") or "own"
+    return ", ".join(f"{k}={v}" for k, v in setting.items()) or "own"
 
 
 def run_cell(task: Task, method: Method, setting: dict[str, Any], steps: int) -> dict[str, Any]:

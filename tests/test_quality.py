@@ -149,10 +149,15 @@ def test_a_cell_of_ours_counts_calls_and_products(truth):
     assert 0 < row["distance"] < 10
 
 
+def test_every_setting_of_a_method_has_a_name_of_its_own(truth):
+    for method in (*truth.our_methods(), *truth.their_methods()):
+        assert len({truth.words(s) for s in method.settings}) == len(method.settings), method.name
+
+
 def test_what_fails_is_a_row(truth):
     task = truth.quick()[0]
-    row = truth.run_cell(task, next(truth.our_methods()), {"sampler": "nonesuch"}, 4)
-    assert "sampler must be one of" in row["error"] and "distance" not in row
+    row = truth.run_cell(task, next(truth.our_methods()), {"integrator": "nonesuch"}, 4)
+    assert "nonesuch" in row["error"] and "distance" not in row
 
 
 # ---- other libraries' models ------------------------------------------------------------------------------------
