@@ -192,7 +192,7 @@ def our_methods() -> Iterator[Method]:
         "mmps",
         "mmps",
         (
-            *grid(integrator=("dpm++2m", "eab3"), spacing=("karras",), iterations=(1, 2, 3)),
+            *grid(integrator=("dpm++2m", "eab3"), spacing=("logsnr", "karras"), iterations=(1, 2, 3)),
             *grid(integrator=("ddim", "heun"), spacing=("karras",), iterations=(2,)),
         ),
         few,

@@ -175,7 +175,8 @@ class NoiseSchedule:
                 ``"quad"`` (DiffPIR: denser towards the clean end, where beyond n = T / 2 whole numbers
                 coincide and fewer are kept), ``"uniform"`` (DiffPIR: down from the last time
                 in steps of T // n, and 0), ``"karras"`` (Karras et al., 2022, eq. 5: evenly in the seventh root of
-                sigma = sqrt((1 - alpha_bar) / alpha_bar), each at its nearest time that is not taken yet).
+                sigma = sqrt((1 - alpha_bar) / alpha_bar), each at its nearest time that is not taken yet), ``"logsnr"`` (Lu et
+                al., 2022, DPM-Solver: evenly in the logarithm of the signal-to-noise ratio, likewise).
 
         Raises:
             InvdiffError: `n` out of range or an unknown spacing.
@@ -293,15 +294,31 @@ _MOST_SIGMA = 160.0  # beyond it nothing is left of an image; the linear schedul
 
 
 def _karras(n: int, schedule: NoiseSchedule) -> list[int]:
-    T, rho = schedule.T, 7
+    rho = 7
+
+    def wanted(low: float, high: float) -> Tensor:
+        return torch.linspace(low ** (1 / rho), high ** (1 / rho), n, dtype=torch.float64) ** rho
+
+    return _at_sigmas(n, schedule, wanted)
+
+
+def _logsnr(n: int, schedule: NoiseSchedule) -> list[int]:
+    def wanted(low: float, high: float) -> Tensor:
+        return torch.linspace(math.log(low), math.log(high), n, dtype=torch.float64).exp()
+
+    return _at_sigmas(n, schedule, wanted)
+
+
+def _at_sigmas(n: int, schedule: NoiseSchedule, wanted: Callable[[float, float], Tensor]) -> list[int]:
+    """The times nearest to n noise levels ``wanted(lowest, highest)`` in their logarithm, all distinct."""
+    T = schedule.T
     levels = schedule.alpha_bar[:T]
     sigma = ((1 - levels) / levels).sqrt()
     last = max(n - 1, int((sigma <= _MOST_SIGMA).sum()) - 1)
     if n == 1:
         return [last]
-    low, high = float(sigma[0]) ** (1 / rho), float(sigma[last]) ** (1 / rho)
-    wanted = torch.linspace(low, high, n, dtype=torch.float64) ** rho
-    nearest = (sigma[: last + 1].log()[None] - wanted.log()[:, None]).abs().argmin(1).tolist()
+    asked = wanted(float(sigma[0]), float(sigma[last]))
+    nearest = (sigma[: last + 1].log()[None] - asked.log()[:, None]).abs().argmin(1).tolist()
     kept: list[int] = []
     for i, t in enumerate(nearest):  # distinct: each above the one before, and below those that have to follow
         kept.append(min(max(t, kept[-1] + 1 if kept else 0), last - (n - 1 - i)))
@@ -315,6 +332,7 @@ _SPACINGS: dict[str, Callable[[int, NoiseSchedule], list[int]]] = {
     "quad": _quad,
     "uniform": _uniform,
     "karras": _karras,
+    "logsnr": _logsnr,
 }
 
 SPACINGS = tuple(_SPACINGS)
