@@ -100,64 +100,6 @@ def test_spacings_by_noise_level_are_distinct_and_even(schedule, spacing, even):
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
-def test_the_last_step_is_the_estimate(integrator, prior):
-    x = torch.randn(1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    end = quiet_solve(
-        iv.Mask(torch.zeros(1, 8)), torch.zeros(1, 1, 8), iv.MMPS(steps=5, integrator=integrator), backbone=prior,
-        x_init=x, path=[0, -1],
-    ).x  # fmt: skip
-    first = LINEAR.respaced(5, "karras")
-    assert torch.allclose(end.double(), prior.on(first).predict(x, 0).x0, atol=1e-6)
-
-
-def test_multistep_integrators_start_as_ddim_and_do_not_leap():
-    """First order without a past, on the last step, and where a step is much longer than the one before."""
-    x, x0, before = torch.randn(3, 1, 1, 1, 4, generator=torch.Generator().manual_seed(2)).double().unbind(0)
-    for t, s, history in ((500, 400, ()), (3, -1, ((10, before),)), (500, 100, ((501, before),))):
-        for step in (dpm_solver_2m, adams_bashforth):
-            assert torch.equal(step(x, x0, t, s, LINEAR, history), ddim(x, x0, t, s, LINEAR))
-    assert not torch.allclose(dpm_solver_2m(x, x0, 500, 400, LINEAR, ((600, before),)), ddim(x, x0, 500, 400, LINEAR))
-
-
-def test_adams_bashforth_is_exact_for_a_parabola():
-    """With D quadratic in the log signal-to-noise ratio the step solves the equation: compared with 20,000 Euler steps."""
-
-    def D(l: float) -> float:
-        return 0.3 - 0.5 * l + 0.2 * l * l
-
-    l_t, l_s = half_log_snr(LINEAR, 500), half_log_snr(LINEAR, 420)
-    history = tuple((t, torch.tensor([D(half_log_snr(LINEAR, t))]).double()) for t in (560, 640))
-    got = adams_bashforth(torch.tensor([0.7]).double(), torch.tensor([D(l_t)]).double(), 500, 420, LINEAR, history)
-    n, integral = 20_000, 0.0
-    for i in range(n):
-        l = l_t + (i + 0.5) * (l_s - l_t) / n
-        integral += math.exp(l - l_s) * D(l) * (l_s - l_t) / n
-    a_t, a_s = LINEAR.alpha_bar_at(500), LINEAR.alpha_bar_at(420)
-    assert abs(float(got) - (((1 - a_s) / (1 - a_t)) ** 0.5 * 0.7 + a_s**0.5 * integral)) < 1e-8
-
-
-@pytest.mark.parametrize(
-    "schedule", [LINEAR, COSINE, NoiseSchedule.scaled_linear(), NoiseSchedule.linear(50, 1e-3, 0.3)]
-)
-def test_karras_spacing_is_distinct_and_even_in_the_seventh_root_of_sigma(schedule):
-    for n in (1, 2, 3, 10, 30, schedule.T // 2, schedule.T):
-        kept = schedule.respaced(n, "karras")
-        times = kept.timesteps.tolist()
-        assert len(set(times)) == n and times == sorted(times)
-        a = kept.alpha_bar[:n]
-        sigma = ((1 - a) / a).sqrt()
-        if n > 1:
-            assert times[0] == 0
-        if n < schedule.T // 2:
-            assert float(sigma.max()) <= 161 or n == 1
-        if n == 10 and schedule.T == 1000:
-            root = sigma ** (1 / 7)
-            gaps = root.diff()
-            assert float(gaps.max() / gaps.min()) < 1.2
-    assert LINEAR.respaced(30, "karras").timesteps[-1] == 999
-
-
-@pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("sampler", ESTIMATORS)
 def test_costs_are_counted_before_a_run_as_they_are_in_it(sampler, integrator, gaussian, clean):
     A = iv.Mask(iv.make_mask("half", 16))
