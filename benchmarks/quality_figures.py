@@ -19,7 +19,10 @@ LIBRARY_COLOURS = {"diffusers": COLOURS[1], "deepinv": COLOURS[3], "azula": COLO
 MAIN_TASK = "gaussian8-mask, σ = 0.1"
 
 
-COSTS = {"seconds": "seconds for all samples, one thread", "forward_equivalents": "network calls (a gradient counts 1.5 more)"}
+COSTS = {
+    "seconds": "seconds for all samples, one thread",
+    "forward_equivalents": "network calls (a gradient counts 1.5 more)",
+}
 
 
 def frontier(rows: list[Row], cost: str = "forward_equivalents") -> list[tuple[float, float]]:
