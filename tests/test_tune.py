@@ -121,6 +121,7 @@ def test_the_energy_score_prefers_the_truths_distribution(tune):
 
 def table(energy=-0.1, se=0.01, psnr=0.0, energy_paper=-0.1):
     entry = {"sampler": "ddnm", "kind": "mask", "backbone": "b", "steps": 5, "images": 8, "settings": {"eta": 0.5}}
+    entry["searched on"] = ["b"]
     for name, change in (("before", energy), ("paper", energy_paper)):
         entry |= {f"energy over {name}": change, f"energy over {name} se": se, f"energy {name}": 1.0}
         entry |= {f"psnr over {name}": psnr, f"psnr over {name} se": 0.1, f"psnr {name}": 20.0}
@@ -128,14 +129,22 @@ def table(energy=-0.1, se=0.01, psnr=0.0, energy_paper=-0.1):
 
 
 def test_settings_are_taken_only_where_they_are_better_and_nowhere_worse(tune):
-    assert tune.is_better([table()])
-    assert tune.is_better([table(), table(energy=0.005, energy_paper=0.0)])
-    assert not tune.is_better([])
-    assert not tune.is_better([table(se=0.2)]), "within the standard error"
-    assert not tune.is_better([table(), table(energy=0.02)]), "worse than before on one backbone"
-    assert not tune.is_better([table(energy_paper=0.02)]), "worse than the paper's"
-    assert not tune.is_better([table(psnr=-0.2)]), "worse in PSNR"
-    assert not tune.is_better([table(energy=0.0, energy_paper=0.0)])
+    def better(found):
+        return tune.is_better(found, [5])
+
+    assert not tune.is_better([table()], [5, 100]), "not checked with a hundred steps"
+    assert not better([{**table(), "searched on": ["b", "c"]}]), "not checked on c"
+    assert better([table()])
+    assert better([table(), table(energy=0.005, energy_paper=0.0)])
+    assert not better([])
+    assert not better([table(se=0.2)]), "within the standard error"
+    assert not better([table(), table(energy=0.02)]), "worse than before on one backbone"
+    assert not better([table(energy_paper=0.02)]), "worse than the paper's"
+    assert not better([table(psnr=-0.2)]), "worse in PSNR"
+    assert not better([table(energy=0.0, energy_paper=0.0)])
+    assert better([{**table(psnr=-0.2), "backbone": "gaussian8", "searched on": ["gaussian8"]}]), (
+        "where exact draws are wanted"
+    )
 
 
 def test_rows_found_take_the_place_of_earlier_ones_and_of_no_others(tune, tmp_path):
@@ -146,10 +155,10 @@ def test_rows_found_take_the_place_of_earlier_ones_and_of_no_others(tune, tmp_pa
         for e, noisy in ((0.2, False), (0.3, True))
     ]
     write(file, [hand, *old])
-    tune.written(file, [[table()]], 8)
+    tune.written(file, [[table()]], 8, [5])
     assert [row.settings["eta"] for row in read(file)] == [0.1, 0.3, 0.5]
     assert read(file)[-1].tuned_on.startswith("8 training images each of b; checked on 8 held-out ones")
-    tune.written(file, [[table(psnr=-1.0)]], 8)
+    tune.written(file, [[table(psnr=-1.0)]], 8, [5])
     assert [row.settings["eta"] for row in read(file)] == [0.1, 0.3], "no longer better: out"
 
 
