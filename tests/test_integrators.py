@@ -10,6 +10,7 @@ from conftest import quiet_solve
 
 import invdiff as iv
 from invdiff import InvdiffError, NoiseSchedule
+from invdiff.backbones.base import Prediction
 from invdiff.bench.posterior.distances import gaussian_w2
 from invdiff.priors.named import correlated_gaussian
 from invdiff.samplers import INTEGRATORS
@@ -164,4 +165,21 @@ def test_mmps_is_a_gaussians_exact_posterior(sigma_y, prior):
     """With as many iterations as measurements and small steps nothing is left but the Monte-Carlo floor of about 0.035."""
     A = iv.Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
     assert w2(prior, A, sigma_y, sampler="mmps") < 0.06
-    assert w2(prior, A, sigma_y, sampler="mmps", integrator="ddim") > 0.08
+    assert w2(prior, A, sigma_y, sampler="mmps", integrator="ddim", steps=30) > 0.08
+
+
+class Contrary(iv.samplers.base.Backbone):
+    """A network whose Jacobian is negative: no covariance of anything."""
+
+    image_shape = (1, 1, 8)
+    schedule = LINEAR
+
+    def predict(self, x_t, t):
+        return Prediction.from_x0(x_t, -0.3 * x_t, self.schedule.alpha_bar_at(int(t)))
+
+
+def test_a_jacobian_that_is_no_covariance_moves_nothing():
+    A = iv.Mask(torch.tensor([[1.0] * 4 + [0.0] * 4]))
+    options = {"backbone": Contrary(), "sigma_y": 0.1, "steps": 6, "x_init": torch.ones(1, 1, 1, 8)}
+    a, b = (quiet_solve(A, torch.full((1, 1, 1, 8), v), "mmps", **options).x for v in (0.9, -0.9))
+    assert torch.equal(a, b) and a.abs().max() <= 1

@@ -12,7 +12,7 @@ from invdiff.backbones.base import Backbone
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Estimator, estimate_with_pullback, linear_operator, memory_of, register_sampler
-from invdiff.samplers.krylov import SOLVERS
+from invdiff.samplers.krylov import SOLVERS, inner
 
 
 @register_sampler("mmps")
@@ -30,6 +30,9 @@ class MMPS(Estimator):
     the singular values of A are out of it and it lives in the range of A where there is no noise; and conjugate gradients
     begin with the direction of the u of the call before (``warm=True``), which is worth several iterations and takes the
     place of the product ``C A^T u`` that the authors' code makes at the end: here it is the sum of those of the iterations.
+
+    A learned network's Jacobian is no covariance: along some directions it is negative. With ``guarded=True`` (ours) conjugate
+    gradients take C for zero there, and the estimate of a network whose images lie in [-1, 1] is clipped to that.
     """
 
     steps: int = option(40, "times kept of the schedule", low=1)
@@ -39,6 +42,8 @@ class MMPS(Estimator):
     )
     warm: bool = option(True, "one more direction for cg, and the first: the solution of the call before")
     scaled: bool = option(True, "take the singular values of A out of the system; False as in the paper")
+
+    guarded: bool = option(True, "mind that a network's Jacobian may be no covariance; False as in the paper")
 
     handles_noise: ClassVar[bool] = True
     consistent: ClassVar[bool] = True
@@ -67,7 +72,11 @@ class MMPS(Estimator):
         def product(p: Tensor) -> tuple[Tensor, Tensor]:
             u = scaled(p)
             moved = c * pullback(A.adjoint(u).to(x_t.dtype)).double()  # C A^T u
-            return scaled(variance * u + A(moved)), moved
+            seen = A(moved)
+            if self.guarded and self.solver == "cg":
+                positive = (inner(u, seen) > 0).to(u.dtype)
+                seen, moved = _times(positive, seen), _times(positive, moved)
+            return scaled(variance * u + seen), moved
 
         residual = scaled(problem.y.double() - A(x0.double()))
         memory = memory_of(backbone)
@@ -75,7 +84,8 @@ class MMPS(Estimator):
         u, correction = SOLVERS[self.solver](product, residual, self.products(), **options)
         if self.warm:
             memory["mmps/u"] = u
-        return (x0 + correction).to(x_t.dtype)
+        estimate = (x0 + correction).to(x_t.dtype)
+        return estimate.clamp(-1, 1) if self.guarded and backbone.bounded else estimate
 
     def finish(self, x: Tensor, problem: Problem) -> Tensor:
         return problem.replace_known(x) if problem.sigma_y == 0 else x
@@ -83,3 +93,8 @@ class MMPS(Estimator):
 
 def _inverse_root(values: Tensor) -> Tensor:
     return torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
+
+
+def _times(values: Tensor, batch: Tensor) -> Tensor:
+    """(B,) numbers times the rows of a batch."""
+    return values.reshape(-1, *[1] * (batch.ndim - 1)) * batch
