@@ -215,10 +215,39 @@ def test_any_size_is_compiled_per_size_and_says_what_torch_says(network, openvin
     assert NetworkBackbone(network, engine="auto", image_shape=(3, None, None))._openvino is None
 
 
+def test_sizes_that_the_code_asks_for_are_converted_each(network, openvino):
+    class AsksForItsShape(Small):
+        def forward(self, x, t):
+            level = t[:, None, None, None].float().expand(len(x), 1, *x.shape[-2:]) / 1000
+            return super().forward(torch.cat([x[:, :2], level], 1), t)
+
+    net = AsksForItsShape()
+    ours, torchs = (
+        NetworkBackbone(net, engine=engine, image_shape=(3, None, None), precision="float32")
+        for engine in ("openvino", "torch")
+    )
+    for shape in ((1, 3, 16, 24), (3, 3, 9, 13)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            torch.testing.assert_close(ours.predict(x, 300).x0, torchs.predict(x, 300).x0, atol=2e-4, rtol=1e-4)
+
+
+def test_another_answer_than_torchs_is_refused_when_asked_for_by_name(network, openvino):
+    class Traced(Small):
+        def forward(self, x, t):
+            return super().forward(x, t) * (2 if torch.jit.is_tracing() else 1)
+
+    with (
+        pytest.raises(InvdiffError, match=r"does not compute what PyTorch does for Traced.*engine='torch'"),
+        torch.inference_mode(),
+    ):
+        backbone(Traced(), "openvino").predict(torch.zeros(1, 3, 16, 16), 5)
+
+
 def test_a_velocity_with_the_engine_is_refused_before_a_call(network):
     from invdiff import FlowBackbone
 
-    with pytest.raises(InvdiffError, match=r"engine 'openvino' runs networks whose times are whole.*engine='torch'"):
+    with pytest.raises(InvdiffError, match=r"'torch' for a velocity, got 'openvino'.*times are whole"):
         FlowBackbone(network, image_shape=(3, 16, 16), engine="openvino")
     assert Small.calls == 0
 

@@ -30,7 +30,7 @@ from wrong_inputs import Case, Odd, odd_cases
 import invdiff as iv
 from invdiff.images import save_grid
 from invdiff.operators.masks import mask_names
-from invdiff.samplers import sampler_class
+from invdiff.samplers import sampler_class, sampler_names
 from invdiff.solution import Frame
 
 SECONDS = 10
@@ -318,7 +318,7 @@ def of_sample() -> list[Case]:
 def of_samplers() -> list[Case]:
     """Every field of every sampler: when one is made, and through `solve` where it is refused."""
     cases = []
-    for name in ("ddnm", "ddnm+", "ddrm", "diffpir", "dps", "mcg", "pigdm", "replacement", "repaint", "unconditional"):
+    for name in (n for n in sampler_names() if sampler_class(n).__module__.startswith("invdiff.samplers.")):
         cls = sampler_class(name)
         for field in dataclasses.fields(cls):
             meta, default = field.metadata, field.default
@@ -489,6 +489,8 @@ def of_backbones() -> list[Case]:
         "device": ("None",),
         "checkpointing": flag,
         "multiple_of": whole(1, 4096),
+        "field_of_view": maybe(whole(0)),
+        "engine": (),
     }.items():
         cases += odd_cases("NetworkBackbone", name, lambda v, name=name: network(**{name: v}), valid=valid)
     cases += odd_cases(

@@ -91,6 +91,7 @@ class OpenVINOEngine:
         self._make = module
         self._fingerprint: str | None = None
         self._model: Any = None
+        self._one_shape_each = False
         self._requests: dict[tuple[int, ...], Any] = {}
         self._lock = threading.Lock()
 
@@ -128,29 +129,46 @@ class OpenVINOEngine:
             return Trial(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             pass
-        draw = torch.Generator().manual_seed(0)
-        x = torch.randn(shape, generator=draw, dtype=torch.float32)
-        t = torch.randint(last_time + 1, (shape[0],), generator=draw)
+        difference, x, t = self._compared(shape, last_time)
         with torch.inference_mode():
-            exact = _tensor(self._make()(x, t)).float()
-            found, seconds = _timed(lambda: self(x, t))
+            _, seconds = _timed(lambda: self(x, t))
             _, torch_seconds = _timed(lambda: reference(x, t))
-        scale = float(exact.square().mean().sqrt())
-        difference = float((found - exact).square().mean().sqrt()) / max(scale, 1e-30)
         trial = Trial(difference, seconds, torch_seconds, difference <= TOLERANCE[self.dtype])
         _log.debug("OpenVINO for %s, %s: %s", self.name, shape, trial)
         _keep(file, json.dumps(trial.__dict__).encode())
         return trial
+
+    def check(self, shape: tuple[int, ...], last_time: int) -> None:
+        """Compare one batch of `shape` with PyTorch in float32.
+
+        Raises:
+            InvdiffError: the two do not agree within `TOLERANCE`.
+        """
+        difference, allowed = self._compared(shape, last_time)[0], TOLERANCE[self.dtype]
+        if not difference <= allowed:
+            raise InvdiffError(
+                f"engine 'openvino' does not compute what PyTorch does for {self.name} with batches of shape {shape}: it is "
+                f"{difference:.1g} away, {allowed:g} is allowed. engine='torch' runs it"
+            )
+
+    def _compared(self, shape: tuple[int, ...], last_time: int) -> tuple[float, Tensor, Tensor]:
+        """The relative difference from PyTorch in float32 on noise, and that batch and its times."""
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=draw, dtype=torch.float32)
+        t = torch.randint(last_time + 1, (shape[0],), generator=draw)
+        with torch.inference_mode():
+            exact, found = _tensor(self._make()(x, t)).float(), self(x, t)
+        if exact.shape != found.shape:
+            return float("inf"), x, t
+        scale = max(float(exact.square().mean().sqrt()), 1e-30)
+        return float((found - exact).square().mean().sqrt()) / scale, x, t
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         """What runs batches of one shape."""
         if shape not in self._requests:
             import openvino
 
-            if self._model is None:
-                self._model = self._converted()
-            model = self._model.clone()
-            model.reshape({model.inputs[0]: list(shape), model.inputs[1]: [shape[0]]})
+            model = self._for_shape(shape)
             settings = {
                 "INFERENCE_PRECISION_HINT": _HINTS[self.dtype],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -173,25 +191,46 @@ class OpenVINOEngine:
             self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]
 
-    def _converted(self) -> Any:
-        """The network in OpenVINO's form, for batches of any size, from the cache or made anew."""
+    def _for_shape(self, shape: tuple[int, ...]) -> Any:
+        """The network in OpenVINO's form for batches of one shape: converted for it alone where the tracer took a size that the
+        network's code asks for (`len(x)`, `x.shape`) for a constant."""
+        if not self._one_shape_each:
+            if self._model is None:
+                self._model = self._converted()
+            model = self._model.clone()
+            try:
+                model.reshape({model.inputs[0]: list(shape), model.inputs[1]: [shape[0]]})
+                return model
+            except RuntimeError as error:
+                _log.debug("%s is converted for every shape: %s", self.name, error)
+                self._one_shape_each, self._model = True, None
+        return self._converted(shape)
+
+    def _converted(self, shape: tuple[int, ...] | None = None) -> Any:
+        """The network in OpenVINO's form, for batches of any size or of one, from the cache or made anew."""
         import openvino
 
-        file = self._file("network.xml")
+        file = self._file("network.xml" if shape is None else f"network-{'x'.join(map(str, shape))}.xml")
         if file.is_file():
             try:
                 return openvino.Core().read_model(file)
             except RuntimeError as error:
                 _log.debug("OpenVINO's file %s cannot be read: %s", file, error)
-        _log.warning("converting %s for OpenVINO; this takes some seconds, once", self.name)
+        size = "" if shape is None else f" at {shape[-2]}x{shape[-1]}"
+        _log.warning("converting %s%s for OpenVINO; this takes some seconds, once", self.name, size)
         network = self._make()
-        shape = network_input(network)
-        x, t = torch.zeros(2, *shape, dtype=torch.float32), torch.tensor([1, 2])
-        free = openvino.PartialShape([-1, shape[0], -1, -1]), openvino.PartialShape([-1])
+        if shape is None:
+            channels, height, width = network_input(network)
+            example, free = (2, channels, height, width), ([-1, channels, -1, -1], [-1])
+        else:
+            example, free = shape, (list(shape), [shape[0]])
+        x, t = torch.zeros(example, dtype=torch.float32), torch.arange(1, example[0] + 1)
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer about shapes, which stay free
-                model = openvino.convert_model(network, example_input=(x, t), input=list(free))
+                model = openvino.convert_model(
+                    network, example_input=(x, t), input=[openvino.PartialShape(f) for f in free]
+                )
         except Exception as error:  # the tracer raises whatever the network's code makes of it
             raise InvdiffError(
                 f"engine 'openvino' cannot convert {self.name}: {type(error).__name__}: {str(error).splitlines()[0]}. "
