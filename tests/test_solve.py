@@ -90,7 +90,7 @@ def test_samples_differ_and_the_first_is_the_single_one(gaussian):
     assert torch.allclose(four.samples[0, 0], one.x[0], atol=1e-6)
     assert torch.allclose(four.samples[0], four.samples[1], atol=1e-6)
     assert four.std[..., 8:].mean() > 0.02 and four.std[..., :8].max() < 1e-6
-    with pytest.raises(InvdiffError, match="two samples"):
+    with pytest.raises(InvdiffError, match="n_samples must be at least 2 for a standard deviation"):
         _ = one.std
 
 
