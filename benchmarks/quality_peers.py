@@ -142,6 +142,7 @@ class PeerMethod:
         make: ``make(job, steps, **setting)`` gives a function that draws a sample for every row of `Job.y`, model range.
         masks_only: whether it knows no other operator.
         named: whether it is one of the methods that papers compare with: RePaint, DDRM, DiffPIR, DPS, PiGDM.
+        always: settings and steps that are run in any case: the paper's.
     """
 
     library: str
@@ -151,6 +152,7 @@ class PeerMethod:
     make: Callable[..., Callable[[], Tensor]]
     masks_only: bool = False
     named: bool = False
+    always: tuple[tuple[dict[str, Any], int], ...] = ()
 
 
 def grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
@@ -208,6 +210,7 @@ def _diffusers() -> Iterator[PeerMethod]:
         repaint,
         masks_only=True,
         named=True,
+        always=tuple((setting, 250) for setting in grid(eta=(0.0, 1.0), length=(10,), repeats=(10,))),
     )
 
 

@@ -89,7 +89,7 @@ def truth_markdown(found: Row) -> str:
         closer = {(r["library"], r["method"]): r for r in fastest(found, task, info["floor"] + ABOVE_FLOOR)}
         body = [_truth_line(row, closer[row["library"], row["method"]], wanted == TARGET) for row in rows]
         head = ["library", "method", "seconds", "forward equivalents", "on cats64, s", "with", "best distance", "tried"]
-        parts.append(markdown_table(head, body))
+        parts.append(markdown_table(head, body) + "\n")
     return "\n".join(parts)
 
 
@@ -176,5 +176,5 @@ def images_markdown(found: Row) -> str:
                     else [interval(on_common(row, mark, s), d) for s, d in (("psnr", 2), ("ssim", 3))]
                 )
             body.append(line)
-        parts += [f"### {which}: {task}\n", markdown_table(head, body)]
+        parts += [f"### {which}: {task}\n", markdown_table(head, body) + "\n"]
     return "\n".join(parts)

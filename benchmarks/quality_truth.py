@@ -141,6 +141,7 @@ class Method:
     prepare: Callable[..., tuple[Callable[[], Tensor], Callable[[], tuple[int, int]]]]
     masks_only: bool = False
     named: bool = False
+    always: tuple[tuple[dict[str, Any], int], ...] = ()
 
 
 class Plain:
@@ -228,7 +229,9 @@ def their_methods() -> Iterator[Method]:
 
             return seeded, lambda: (model.calls, model.vjps)
 
-        yield Method(peer.library, peer.name, peer.settings, peer.budgets, prepared, peer.masks_only, named=peer.named)
+        yield Method(
+            peer.library, peer.name, peer.settings, peer.budgets, prepared, peer.masks_only, peer.named, peer.always
+        )
 
 
 # ---- running ----------------------------------------------------------------------------------------------------
@@ -278,6 +281,8 @@ def sweep(
     those that are at the target, those that took more calls than one that is, and those that have stalled: more than twice the
     target away, and hardly nearer than with half of the steps or fewer (`STALLED`).
     """
+    for setting, steps in method.always:
+        run(setting, steps)
     alive, slowest, before = list(method.settings), 0.0, budgets[0]
     least, seen = math.inf, dict[str, list[tuple[int, float]]]()
     for steps in budgets:
