@@ -49,6 +49,7 @@ def server(port: int) -> subprocess.Popen:
 
 def visit(url: str, seed: int, steps: int, found: dict[int, dict[str, Any]]) -> None:
     """One visitor: asks, listens, keeps what comes."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # the client would tell of itself
     from gradio_client import Client
 
     row: dict[str, Any] = {"seed": seed, "state": "lost", "places": []}
