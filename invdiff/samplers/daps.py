@@ -145,9 +145,10 @@ class DAPS(Sampler):
         return x + problem.filtered_residual(gain, x) + problem.operator.gram_filter(std, noise("q"))
 
     def _lr(self, sigma: float) -> float:
-        """Langevin's step at a level: falls evenly from the first to the last."""
-        high, low, now = (v ** (1 / _RHO) for v in (self.sigma_max, self.sigma_min, sigma))
-        k = self.steps * (high - now) / (high - low)
+        """Langevin's step at a level: falls evenly from the first to the last; other paths may leave that range."""
+        within = min(max(sigma, self.sigma_min), self.sigma_max)
+        high, low, now = (v ** (1 / _RHO) for v in (self.sigma_max, self.sigma_min, within))
+        k = self.steps * (high - now) / (high - low) if high > low else 0.0
         return self.lr * (1 - (1 - self.lr_min_ratio) * k / (self.steps + 1))
 
     def _walked(self, x: Tensor, sigma: float, score: Tensor | None, problem: Problem, noise: Draw) -> Tensor:
