@@ -210,8 +210,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.GroupNorm_0(x).flatten(2).mT
-        q, k, v = (getattr(self, f"NIN_{i}")(h) for i in range(3))
-        mixed = self.NIN_3(F.scaled_dot_product_attention(q, k, v))
+        query, key, value, mix = (getattr(self, f"NIN_{i}") for i in range(4))
+        mixed = mix(F.scaled_dot_product_attention(query(h), key(h), value(h)))
         return (x + mixed.mT.reshape(x.shape)) * _HALF
 
 

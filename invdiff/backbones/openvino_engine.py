@@ -221,7 +221,8 @@ class OpenVINOEngine:
         network = self._make()
         if shape is None:
             channels, height, width = network_input(network)
-            example, free = (2, channels, height, width), ([-1, channels, -1, -1], [-1])
+            example: tuple[int, ...] = (2, channels, height, width)
+            free = ([-1, channels, -1, -1], [-1])
         else:
             example, free = shape, (list(shape), [shape[0]])
         x, t = torch.zeros(example, dtype=torch.float32), torch.arange(1, example[0] + 1)

@@ -18,6 +18,8 @@ class RowDenoiser(nn.Module):
     Maps (B, 1, 1, d) and (B,) to (B, 1, 1, d).
     """
 
+    levels: Tensor
+
     def __init__(self, d: int, schedule: NoiseSchedule, width: int, blocks: int) -> None:
         super().__init__()
         self.register_buffer("levels", torch.logit(schedule.alpha_bar.double()).float() / 4)
@@ -28,6 +30,7 @@ class RowDenoiser(nn.Module):
         self.told = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
         nn.init.zeros_(self.leave.weight)
         for layer in self.second:
+            assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
