@@ -170,7 +170,7 @@ def measure(path: Path, minutes: float) -> dict[str, dict[str, float]]:
                         cell = {} if method == "boosting's own" else filling(method, X, hole, seed)
                         if method not in SMALL_ONLY and method != "IterativeImputer, draws":
                             cell.update(after(method, X, y, hole, seed))
-                    found[key] = {name: round(value, 5) for name, value in cell.items()}
+                    found[key] = {name: round(value, 5) for name, value in cell.items() if np.isfinite(value)}
                     with atomic_write(path) as temporary:
                         temporary.write_text(json.dumps(found, indent=1) + "\n")
                     print(key, found[key], flush=True)
