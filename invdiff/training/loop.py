@@ -413,7 +413,7 @@ class _Training:
         seeds = torch.randint(
             1 << 31, (len(x),), generator=torch.Generator().manual_seed(_mix(self.config.seed, self.step, "holes"))
         )
-        known = masks(listed(self.config.masks), tuple(x.shape[2:]), seeds.tolist()).to(self.device)
+        known = masks(listed(self.config.masks), (x.shape[2], x.shape[3]), seeds.tolist()).to(self.device)
         shown = masked(x, known)
         if self.half:
             shown = shown.contiguous(memory_format=torch.channels_last)
@@ -583,7 +583,7 @@ class _Training:
     def shown(self, count: int = HELD_OUT) -> tuple[Tensor, Tensor]:
         """Held-out pictures in model range and the masks that they are judged with."""
         x = self.held_out[:count].float() / 127.5 - 1
-        return x, masks(listed(self.config.masks), tuple(x.shape[2:]), range(len(x)))
+        return x, masks(listed(self.config.masks), (x.shape[2], x.shape[3]), range(len(x)))
 
     @torch.inference_mode()
     def restored(self, shown: tuple[Tensor, Tensor]) -> Tensor:
@@ -668,7 +668,8 @@ def _few(config: TrainingConfig, teacher: Description) -> dict[str, Any]:
 def _distillation(config: TrainingConfig, training: _Training) -> Distillation:
     """The teacher, and its walks, made where the folder does not hold them yet."""
     teacher = HaarUNet.load(_first_folder(config.distill))
-    if tuple(teacher.description.image_shape) != tuple(training.pictures[0].shape):
+    pictures: Any = training.pictures
+    if tuple(teacher.description.image_shape) != tuple(pictures[0].shape):
         raise InvdiffError(
             f"size must be that of {config.distill}, {teacher.description.image_shape}, got {config.size}"
         )
@@ -680,7 +681,6 @@ def _distillation(config: TrainingConfig, training: _Training) -> Distillation:
         walks=config.walks,
         seed=config.seed,
     )
-    pictures: Any = training.pictures
     made.prepare(lambda rows: pictures[rows].float() / 127.5 - 1, len(pictures), training.folder)
     return made
 
@@ -721,25 +721,26 @@ def _optimizers(config: TrainingConfig, network: HaarUNet | LocalUNet) -> list[t
         )
         adam.param_groups[0]["peak"] = config.lr
         # A group norm follows each of these, so that the size of their rows does not matter and steps are shares of it.
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [w], "magnitude": float(w.detach().flatten(1).norm(dim=1).mean()), "peak": config.muon}
             for w in inner
         ]
         return [adam, Muon(groups, config.muon)] if groups else [adam]
-    inner, outer = [], [{"params": [network.scale], "peak": config.lr}]
+    convolutions: list[dict[str, Any]] = []
+    outer: list[dict[str, Any]] = [{"params": [network.scale], "peak": config.lr}]
     ends = (network.enter, network.leave)
     for layer, inputs in network.balanced():
         if config.muon and layer not in ends:
             transposed = isinstance(layer, nn.ConvTranspose2d)
             group = {"magnitude": layer.magnitude, "transposed": transposed, "peak": config.muon}
-            inner.append({"params": [layer.weight], **group})
+            convolutions.append({"params": [layer.weight], **group})
         else:
             outer.append({"params": [layer.weight], "peak": config.lr * layer.magnitude / inputs**0.5})
     for module in network.modules():
         if isinstance(module, nn.Linear):
             outer.append({"params": [module.weight], "peak": config.lr / module.in_features**0.5})
     rest = torch.optim.Adam(outer, lr=config.lr, betas=(0.9, config.beta2), eps=1e-10, fused=True)
-    return [rest, Muon(inner, config.muon)] if inner else [rest]
+    return [rest, Muon(convolutions, config.muon)] if convolutions else [rest]
 
 
 def _inner_filters(network: HaarUNet) -> list[Tensor]:
