@@ -377,5 +377,5 @@ def test_pigdm_undoes_quantisation(gaussian, clean):
     for sampler in ("ddnm", "diffpir", "repaint", "ddrm"):
         x = quiet_solve(h, y, sampler, backbone=gaussian, **FEW_STEPS[sampler]).x
         assert torch.isfinite(x).all()
-    with pytest.raises(InvdiffError, match="no adjoint"):
+    with pytest.raises(InvdiffError, match="linear to have an adjoint"):
         quiet_solve(h, y, "dps", backbone=gaussian, steps=3)

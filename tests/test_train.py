@@ -232,7 +232,7 @@ def test_a_velocity_is_learned_loads_back_and_restores(pictures, tmp_path):
     found = solve(Mask(mask), truth * mask, "ddnm", backbone=loaded, steps=20, progress=False).x
     grey = (truth * mask).sum() / (3 * mask.sum())
     assert (found - truth).square().mean() < 0.5 * ((grey - truth) * (1 - mask)).square().mean()
-    with pytest.raises(InvdiffError, match="engine 'openvino' runs networks whose times are whole numbers"):
+    with pytest.raises(InvdiffError, match="got 'openvino', which runs networks whose times are whole numbers"):
         load_backbone(tmp_path / "flow", engine="openvino")
 
 

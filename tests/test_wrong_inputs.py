@@ -107,6 +107,7 @@ def of_solve() -> list[Case]:
         "sampler": (),
         "backbone": (),
         "sigma_y": real(0, 5e5),
+        "preset": ("None",),
         "steps": maybe(whole(1, 1000)),
         "n_samples": whole(1, 10**6),
         "seed": whole(-(2**63), 2**63 - 1),

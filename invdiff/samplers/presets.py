@@ -101,7 +101,7 @@ def rows(preset: str | os.PathLike[str] = TUNED) -> tuple[Row, ...]:
     name = os.fspath(preset) if isinstance(preset, str | os.PathLike) else preset
     if isinstance(name, str) and name.endswith(".toml"):
         return (*rows(TUNED), *read(name))
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         try:
             one_of("preset", name, PRESETS)
         except InvdiffError as error:
