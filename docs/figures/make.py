@@ -1180,7 +1180,7 @@ def tables() -> Any:
     }
     names = list(dict.fromkeys(key.split("/")[0] for key in found))
     drawn, axes = axes_figure(9, 3.2, 2, sharey=True)
-    highest = 0.8
+    highest = 1.0
     for axis, mechanism in zip(axes, ("at random", "not at random"), strict=True):
         for j, (method, colour) in enumerate(shown.items()):
             for i, table in enumerate(names):
@@ -1198,7 +1198,8 @@ def tables() -> Any:
         axis.set_xticks(range(len(names)), names)
         axis.set_title(f"missing {mechanism}", fontsize=10)
     axes[0].set_ylabel("CRPS, in standard deviations", fontsize=9)
-    axes[1].legend(fontsize=7, frameon=False)
+    axes[0].legend(fontsize=8, frameon=False, ncol=5, loc="upper center", bbox_to_anchor=(1.05, -0.12))
+    drawn.subplots_adjust(left=0.07, right=0.98, bottom=0.2)
     return drawn
 
 

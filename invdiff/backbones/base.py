@@ -64,8 +64,8 @@ class Backbone(ABC):
         field_of_view: how many pixels away an input pixel can still change a prediction, where that is bounded (fully
             convolutional networks); None where every pixel sees the whole picture.
         name: what reports call it.
-        bounded: its images lie in [-1, 1], so that a measurement far outside is a mistake and a guarded estimate is clipped; analytic
-            priors have no bounds.
+        bounded: its images lie in [-1, 1], so that a measurement far outside is a mistake and a guarded estimate is clipped;
+            analytic priors have no bounds.
     """
 
     schedule: NoiseSchedule
