@@ -34,11 +34,11 @@ def conjugate_gradients(
     for k in range(iterations):
         p = r if start is None or k > 0 else start
         for d, of_d, curvature in before:
-            p = p - _over(_ratio(inner(of_d, p), curvature), d) * d
+            p = p - over(_ratio(inner(of_d, p), curvature), d) * d
         q, moved = product(p)
         curvature = inner(p, q)
         step = _ratio(inner(p, r), curvature)
-        u, r = u + _over(step, p) * p, r - _over(step, q) * q
+        u, r = u + over(step, p) * p, r - over(step, q) * q
         companion = _add(companion, step, moved)
         before.append((p, q, curvature))
     assert companion is not None
@@ -59,14 +59,14 @@ def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]
         companions.append(of_v)
         for i, v in enumerate(basis):
             H[:, i, k] = inner(v, w)
-            w = w - _over(H[:, i, k], v) * v
+            w = w - over(H[:, i, k], v) * v
         H[:, k + 1, k] = inner(w, w).sqrt()
         basis.append(_divided(w, H[:, k + 1, k]))
     weights = torch.linalg.pinv(H)[:, :, 0] * norm[:, None]
     u = torch.zeros_like(b)
     companion: Tensor | None = None
     for k in range(iterations):
-        u = u + _over(weights[:, k], b) * basis[k]
+        u = u + over(weights[:, k], b) * basis[k]
         companion = _add(companion, weights[:, k], companions[k])
     assert companion is not None
     return u, companion
@@ -83,7 +83,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return (a.flatten(1) * b.flatten(1)).sum(1)
 
 
-def _over(values: Tensor, like: Tensor) -> Tensor:
+def over(values: Tensor, like: Tensor) -> Tensor:
     """(B,) numbers, shaped to multiply a batch such as `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -94,10 +94,10 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _add(total: Tensor | None, weight: Tensor, term: Tensor) -> Tensor:
-    scaled = _over(weight, term).to(term.dtype) * term
+    scaled = over(weight, term).to(term.dtype) * term
     return scaled if total is None else total + scaled
 
 
 def _divided(x: Tensor, norm: Tensor) -> Tensor:
     safe = torch.where(norm > 0, norm, 1.0)
-    return x / _over(safe, x)
+    return x / over(safe, x)

@@ -12,7 +12,7 @@ from invdiff.backbones.base import Backbone
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Estimator, estimate_with_pullback, linear_operator, memory_of, register_sampler
-from invdiff.samplers.krylov import SOLVERS, inner
+from invdiff.samplers.krylov import SOLVERS, inner, over
 
 
 @register_sampler("mmps")
@@ -42,7 +42,6 @@ class MMPS(Estimator):
     )
     warm: bool = option(True, "one more direction for cg, and the first: the solution of the call before")
     scaled: bool = option(True, "take the singular values of A out of the system; False as in the paper")
-
     guarded: bool = option(True, "mind that a network's Jacobian may be no covariance; False as in the paper")
 
     handles_noise: ClassVar[bool] = True
@@ -75,7 +74,7 @@ class MMPS(Estimator):
             seen = A(moved)
             if self.guarded and self.solver == "cg":
                 positive = (inner(u, seen) > 0).to(u.dtype)
-                seen, moved = _times(positive, seen), _times(positive, moved)
+                seen, moved = over(positive, seen) * seen, over(positive, moved) * moved
             return scaled(variance * u + seen), moved
 
         residual = scaled(problem.y.double() - A(x0.double()))
@@ -93,8 +92,3 @@ class MMPS(Estimator):
 
 def _inverse_root(values: Tensor) -> Tensor:
     return torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
-
-
-def _times(values: Tensor, batch: Tensor) -> Tensor:
-    """(B,) numbers times the rows of a batch."""
-    return values.reshape(-1, *[1] * (batch.ndim - 1)) * batch
