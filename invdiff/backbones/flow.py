@@ -10,10 +10,9 @@ from torch import Tensor
 
 from invdiff.backbones.base import Prediction
 from invdiff.backbones.network import NetworkBackbone
-from invdiff.backbones.openvino_engine import ENGINES
+from invdiff.backbones.openvino_engine import only_torch
 from invdiff.backbones.schedule import NoiseSchedule
-from invdiff.checks import flag, one_of, real, whole
-from invdiff.errors import InvdiffError
+from invdiff.checks import flag, real, whole
 from invdiff.tensors import weighted_sum
 
 
@@ -76,10 +75,7 @@ class FlowBackbone(NetworkBackbone):
         self.data_at = whole("data_at", data_at, 0, 1)
         self.time_scale = real("time_scale", time_scale, above=0)
         self.time_first = flag("time_first", time_first)
-        if one_of("engine", engine, ENGINES) == "openvino":
-            raise InvdiffError(
-                "engine must be 'auto' or 'torch' for a velocity, got 'openvino', which runs networks whose times are whole numbers"
-            )
+        engine = only_torch(engine, "a velocity", "networks whose times are whole numbers")
         super().__init__(
             network,
             schedule,
@@ -92,7 +88,7 @@ class FlowBackbone(NetworkBackbone):
             copy=copy,
             multiple_of=multiple_of,
             field_of_view=field_of_view,
-            engine="torch",
+            engine=engine,
             name=name,
         )
         self.prediction = "flow"

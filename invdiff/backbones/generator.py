@@ -12,7 +12,7 @@ from torch import Tensor
 from invdiff.backbones.base import Prediction
 from invdiff.backbones.haar import haar, inverse_haar
 from invdiff.backbones.network import NetworkBackbone
-from invdiff.backbones.openvino_engine import ENGINES
+from invdiff.backbones.openvino_engine import only_torch
 from invdiff.backbones.schedule import NoiseSchedule, checked_schedule
 from invdiff.checks import flag, one_of, real, whole
 from invdiff.errors import InvdiffError
@@ -105,10 +105,7 @@ class GeneratorBackbone(NetworkBackbone):
     ) -> None:
         self.latent = whole("latent", latent, 1, 1 << 16)
         self.coefficients = one_of("coefficients", coefficients, COEFFICIENTS)
-        if one_of("engine", engine, ENGINES) == "openvino":
-            raise InvdiffError(
-                "engine 'openvino' runs networks of x and t, a generator has a latent too; engine='torch' runs it"
-            )
+        engine = only_torch(engine, "a generator, which has a latent", "networks of x and t alone")
         own = few_steps() if schedule is None else checked_schedule(schedule)
         whole("steps of the schedule", len(own), 1, MOST_STEPS)
         super().__init__(
@@ -123,7 +120,7 @@ class GeneratorBackbone(NetworkBackbone):
             checkpointing=checkpointing,
             copy=copy,
             multiple_of=1 if coefficients == "none" else 2,
-            engine="torch",
+            engine=engine,
             name=name,
         )
         self._source: NoiseSource | None = None

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invdiff.checks import one_of
 from invdiff.errors import InvdiffError
 from invdiff.files import replace_file
 
@@ -45,6 +46,17 @@ _log = logging.getLogger(__name__)
 def available() -> bool:
     """Whether the package is installed."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def only_torch(engine: str, what: str, runs: str) -> str:
+    """``"torch"`` for a network that OpenVINO is not given: `what` it is, and what OpenVINO `runs` instead.
+
+    Raises:
+        InvdiffError: `engine` is none, or ``"openvino"``.
+    """
+    if one_of("engine", engine, ENGINES) == "openvino":
+        raise InvdiffError(f"engine must be 'auto' or 'torch' for {what}, got 'openvino', which runs {runs}")
+    return "torch"
 
 
 def cache_folder() -> Path:

@@ -123,7 +123,7 @@ class DiffusionImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         table, names = self._columns_of(X)
         x, known = self.columns_.encode(table, names)
         seeds = [self._seed_of(row, here) for row, here in zip(x.numpy(), known.numpy(), strict=True)]
-        draws = self._decoded(self._restored(x, known, self.n_samples, seeds))
+        draws = self.columns_.decode(self._restored(x, known, self.n_samples, seeds))
         filled = [part.summary(column) for part, column in zip(self.columns_.parts, draws, strict=True)]
         return _joined(table, filled)
 
@@ -137,7 +137,7 @@ class DiffusionImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         table, names = self._columns_of(X)
         x, known = self.columns_.encode(table, names)
         seeds = [(self.seed_ + 7919 * (i + 1)) % 2**63 for i in range(len(x))]
-        draws = self._decoded(self._restored(x, known, n, seeds))
+        draws = self.columns_.decode(self._restored(x, known, n, seeds))
         return np.stack([_joined(table, [column[i] for column in draws]) for i in range(n)])
 
     # ---- parts ----------------------------------------------------------------------------------------------
@@ -164,9 +164,6 @@ class DiffusionImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 )
             out[:, rows] = solution.x.reshape(len(rows), n, -1).transpose(0, 1).to(out)
         return out
-
-    def _decoded(self, draws: Tensor) -> list[np.ndarray]:
-        return self.columns_.decode(draws)
 
     def _seed_of(self, row: np.ndarray, known: np.ndarray) -> int:
         text = f"{self.seed_}/".encode() + row.tobytes() + known.tobytes()
