@@ -186,7 +186,7 @@ def test_bad_input_is_named():
     for options, said in (
         ({"latent": 0}, "latent must be"),
         ({"coefficients": "db2"}, "coefficients must be"),
-        ({"engine": "openvino"}, "a generator has a latent"),
+        ({"engine": "openvino"}, "a generator, which has a latent"),
     ):
         with pytest.raises(InvdiffError, match=said):
             GeneratorBackbone(blur, few_steps(4), (3, 8, 8), **options)
