@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from invdiff import InvdiffError, Mask, NetworkBackbone, NoiseSchedule, make_mask, solve
+from invdiff import InvdiffError, Mask, NetworkBackbone, NoiseSchedule, load_backbone, make_mask, solve
 from invdiff.backbones import openvino_engine
 from invdiff.backbones.openvino_engine import ENVIRONMENT, OpenVINOEngine, Trial
 
@@ -125,9 +125,25 @@ def test_a_trial_measures_the_difference_and_is_remembered(network, openvino, tm
         assert engine.trial((2, 3, 16, 16), network, 999) == trial and Small.calls == before
     wrong = OpenVINOEngine(lambda: network, torch.float32, "small")
     wrong._fingerprint = "other"
-    wrong._requests[2, 3, 16, 16] = type("R", (), {"infer": lambda *_, **__: [torch.zeros(2, 3, 16, 16).numpy()]})()
+    zeros = type("R", (), {"infer": lambda *_, **__: [torch.zeros(2, 3, 16, 16).numpy()]})()
+    wrong._requests[2, 3, 16, 16] = zeros, None
     with torch.inference_mode():
         assert not wrong.trial((2, 3, 16, 16), network, 999).agrees
+
+
+def test_a_time_is_not_rounded_with_the_rest(openvino):
+    # 669, 670 and 671 are 668, 672 and 672 in bfloat16: a network whose sines are taken in it answers for another time.
+    cats = load_backbone("cats64", precision="float32", engine="torch")
+    engine = OpenVINOEngine(lambda: cats.module, torch.bfloat16, "cats64")
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    with torch.inference_mode():
+        try:
+            wrong = [
+                float((engine(x, t) - cats.network(x, t)).square().mean().sqrt()) for t in torch.tensor([[668], [670]])
+            ]
+        except InvdiffError as error:
+            pytest.skip(f"no bfloat16 on this processor: {error}")
+    assert wrong[1] < 1.5 * wrong[0], "670 is as near as 668, which bfloat16 holds exactly"
 
 
 def test_the_environment_says_what_auto_is(network, monkeypatch):
