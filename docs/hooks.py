@@ -19,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import notebooks
 from invdiff.markdown import markdown_table
+from outputs import with_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -33,7 +35,33 @@ _CALL = re.compile(
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """mkdocs calls this with every page before it is rendered."""
-    return expand(markdown, page.file.src_uri)
+    source = page.file.src_uri
+    made = expand(with_outputs(markdown, source), source)
+    if source in notebooks.notebook_pages():
+        name = notebooks.path(source).rpartition("/")[2]
+        link = f"[Download as notebook]({name}){{ .notebook download={name} }}"
+        made = re.sub(
+            r"^# .*$",
+            lambda m: f"{m[0]}\n\n{link}",
+            made,
+            count=1,
+            flags=re.MULTILINE,
+        )
+    return made
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """mkdocs calls this with the files of the site: the notebooks and their archive are made and join them."""
+    from mkdocs.structure.files import File
+
+    books = {
+        p: notebooks.written(p, expand) for p in notebooks.notebook_pages()
+    }
+    made = {notebooks.path(p): text for p, text in books.items()}
+    made["learn/notebooks.zip"] = notebooks.archive(books)
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    return files
 
 
 def expand(markdown: str, source: str = "") -> str:

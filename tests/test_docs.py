@@ -4,66 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
-import shlex
 import sys
-import textwrap
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
-RUN = [
-    p
-    for p in PAGES
-    if p == "index.md" or p.startswith(("start/", "learn/", "howto/", "samplers/", "operators/", "metrics/"))
-]
+sys.path.insert(0, str(DOCS))
+import notebooks  # noqa: E402
+import outputs  # noqa: E402
+
+RUN = outputs.pages()
 SLOW = {p for p in RUN if p.startswith("learn/") or p == "howto/train-a-backbone.md"}
-
-_FENCE = re.compile(
-    r"^(?P<indent>[ \t]*)```(?P<language>python|console)[ \t]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$",
-    re.MULTILINE | re.DOTALL,
-)
-_FILE = re.compile(
-    r"^(?P<indent>[ \t]*)```\w+ title=\"(?P<file>[\w.-]+)\"[ \t]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$",
-    re.MULTILINE | re.DOTALL,
-)
-_NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*\Z")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    language: str
-    text: str
-    line: int
-    run: bool
-
-
-def blocks(page: str) -> list[Block]:
-    """The Python and console blocks of a page, in order; those below a `not run: why` comment are not run."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return [
-        Block(
-            match["language"],
-            textwrap.dedent(match["body"]),
-            text.count("\n", 0, match.start("body")),
-            _NOT_RUN.search(text[: match.start()]) is None,
-        )
-        for match in _FENCE.finditer(text)
-    ]
-
-
-def files(page: str) -> dict[str, str]:
-    """The files that a page shows: blocks with a title."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return {match["file"]: textwrap.dedent(match["body"]) for match in _FILE.finditer(text)}
 
 
 def hooks() -> ModuleType:
@@ -75,44 +33,100 @@ def hooks() -> ModuleType:
     return module
 
 
-def run_console(command: str) -> None:
-    """A line of a console block, where it is a command of ours."""
-    from typer.testing import CliRunner
-
-    from invdiff.cli import app
-    from invdiff.cli.terminal import imports_first
-
-    words = shlex.split(command, comments=True)
-    if not words or words[0] != "invdiff":
-        return
-    result = CliRunner().invoke(app, imports_first(words[1:]), catch_exceptions=True)
-    assert result.exit_code == 0, f"$ {command}\n{result.output}\n{result.exception!r}"
+def published(page: str) -> tuple[list[outputs.Block], dict[int, str]]:
+    """The code that a reader can take from a page, and what it is said to print: the cells of its notebook where there is
+    one, else its blocks.
+    """
+    if page in notebooks.notebook_pages():
+        book = notebooks.notebook(page, hooks().expand)
+        code = notebooks.code_of(book)
+        return code, {b.start: "".join(o.get("text", "") for o in book.cells[b.start].outputs) for b in code}
+    code, kept = outputs.blocks(outputs.read(page)), outputs.kept(page)
+    keys = outputs.keys(code)
+    return code, {b.start: kept[k]["text"] for b, k in zip(code, keys, strict=True) if k in kept}
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in RUN if blocks(p)]
-)
-def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, text in files(page).items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    module = ModuleType("page_of_the_documentation")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for their names
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for block in blocks(page):
-            if not block.run:
-                continue
-            if block.language == "console":
-                for line in block.text.splitlines():
-                    if line.startswith("$ "):
-                        run_console(line[2:])
-                continue
-            source = "\n" * block.line + block.text  # so that a traceback names the page's own line
-            exec(compile(source, str(DOCS / page), "exec"), module.__dict__)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in RUN])
+def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page: str, tmp_path: Path) -> None:
+    """The words are those of the page; numbers may differ in their digits from machine to machine."""
+    code, said = published(page)
+    fresh = not outputs.changed(page)  # else the test below says so
+    for block, output in outputs.run(code, tmp_path, str(DOCS / page)):
+        if fresh and "not shown" not in block.marks:
+            assert outputs.words(output.text) == outputs.words(said[block.start]), f"{page}: {block.text}"
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", [p for p in RUN if p.startswith(notebooks.FOLDERS)])
+def test_a_notebook_holds_the_code_of_its_page_and_nothing_of_the_theme(page: str) -> None:
+    book = notebooks.notebook(page, hooks().expand)
+    nbformat.validate(book)
+    own = ("show(", notebooks.SHOW.split("(")[0])  # how pictures are shown is the notebook's affair
+    code = [b.text.strip() for b in notebooks.code_of(book) if not b.text.startswith(own)]
+    on_page = [b for b in outputs.blocks(outputs.read(page)) if b.run and notebooks.runnable(b)]
+    assert code == [
+        "\n".join(line for line in b.text.replace("\\\n", " ").splitlines() if line.startswith("$ invdiff "))
+        if b.kind == "console"
+        else b.text.strip()
+        for b in on_page
+    ]
+    words = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", words, flags=re.DOTALL)
+    for mark in (
+        "{{ ",
+        " }}",
+        "!!! ",
+        "??? ",
+        '=== "',
+        "\\(",
+        "\\[",
+        "<div",
+        "<figure",
+        "loading=lazy",
+        "<!--",
+        "\0",
+        ".md)",
+    ):
+        assert mark not in prose, f"{mark!r} in {prose[max(0, prose.index(mark) - 80) :][:160]}"
+    for cell in book.cells:
+        named = re.findall(r"\(attachment:([^)]+)\)", cell.source) if cell.cell_type == "markdown" else []
+        assert set(named) == set(cell.get("attachments", {}))
+
+
+@pytest.mark.docs
+@pytest.mark.slow
+def test_a_notebook_runs_in_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("COLUMNS", str(outputs.COLUMNS))
+    book = notebooks.notebook("start/first-restoration.md", hooks().expand)
+    said = [outputs.words("".join(o.get("text", "") for o in c.get("outputs", []))) for c in book.cells]
+    pictures = sum(o.output_type == "display_data" for c in book.cells for o in c.get("outputs", []))
+    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for cell, before in zip(book.cells, said, strict=True):
+        streams = [o for o in cell.get("outputs", []) if o.output_type == "stream" and o.name == "stdout"]
+        assert outputs.words(outputs.clean("".join(o.text for o in streams), tmp_path)) == before
+    shown = [
+        o for c in book.cells for o in c.get("outputs", []) if o.output_type == "display_data" and "image/png" in o.data
+    ]
+    assert pictures and len(shown) >= pictures
+
+
+@pytest.mark.docs
+def test_every_output_on_a_page_is_that_of_the_code_above_it() -> None:
+    stale = [page for page in RUN if outputs.changed(page)]
+    assert not stale, f"`python docs/outputs.py --changed` runs {', '.join(stale)}"
+    used = {
+        outputs.store(p).parent / one["file"]
+        for p in RUN
+        for e in outputs.kept(p).values()
+        for one in e.get("pictures", [])
+    }
+    files = {f for f in outputs.STORE.rglob("*") if f.is_file()}
+    assert files == used | {outputs.store(page) for page in RUN}
 
 
 @pytest.mark.docs
@@ -137,9 +151,9 @@ def test_every_figure_on_a_page_has_a_function_that_makes_it() -> None:
 
 @pytest.mark.docs
 def test_figures_are_small() -> None:
-    files = [f for folder in ("assets", "data") for f in (DOCS / folder).rglob("*.*") if f.is_file()]
+    files = [f for folder in ("assets", "data", "outputs") for f in (DOCS / folder).rglob("*.*") if f.is_file()]
     assert all(f.stat().st_size < 2 * 2**20 for f in files)
-    assert sum(f.stat().st_size for f in files) < 12 * 2**20
+    assert sum(f.stat().st_size for f in files) < 20 * 2**20  # of which a third are what the code of the pages draws
 
 
 @pytest.mark.docs
