@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import notebooks
+import slides
 from invdiff.markdown import markdown_table
 from outputs import with_outputs
 
@@ -40,6 +41,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if source in notebooks.notebook_pages():
         name = notebooks.path(source).rpartition("/")[2]
         link = f"[Download as notebook]({name}){{ .notebook download={name} }}"
+        if source in slides.chapters():
+            deck = slides.path(source).removeprefix("learn/")
+            link += f" [Slides]({deck}){{ .notebook }}"
         made = re.sub(
             r"^# .*$",
             lambda m: f"{m[0]}\n\n{link}",
@@ -51,7 +55,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """mkdocs calls this with the files of the site: the notebooks and their archive are made and join them."""
+    """mkdocs calls this with the files of the site: the notebooks, their archive and the slides join them."""
     from mkdocs.structure.files import File
 
     books = {
@@ -59,6 +63,9 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
     }
     made = {notebooks.path(p): text for p, text in books.items()}
     made["learn/notebooks.zip"] = notebooks.archive(books)
+    made |= {
+        slides.path(p): slides.written(p, expand) for p in slides.chapters()
+    }
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
     return files

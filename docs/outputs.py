@@ -267,7 +267,8 @@ def clean(text: str, folder: Path) -> str:
 
 
 def words(text: str) -> str:
-    """`text` without its numbers and its spacing: what two machines must agree on."""
+    """`text` without its numbers, precisions and spacing: what two machines must agree on."""
+    text = re.sub(r"\bb?float(?:16|32)\b", "#", text)
     text = re.sub(
         r"[-+]?\b\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b|…", "#", text
     )
