@@ -139,7 +139,7 @@ def test_every_mask_hides_some_and_shows_some(name):
         assert 0.1 < float(make_mask(name, 64, seed).float().mean()) < 0.95
 
 
-@pytest.mark.parametrize("name", ["wide", "narrow", "random_pixels", "scan_lines", "text"])
+@pytest.mark.parametrize("name", ["wide", "narrow", "random_pixels", "scan_lines", "slc_off", "text"])
 def test_seeds_differ_and_the_global_generators_are_left_alone(name):
     state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     assert not torch.equal(make_mask(name, 64, seed=0), make_mask(name, 64, seed=1))
@@ -171,6 +171,30 @@ def test_scan_lines_are_whole_in_the_middle_and_widen_to_the_edges():
     assert float(known[56:72].min()) == 1
     assert float(known[:16].mean()) < float(known[24:40].mean()) < 1
     assert float(known[-16:].mean()) < float(known[-40:-24].mean()) < 1
+
+
+def test_slc_off_has_the_gaps_of_landsat_7():
+    """14 of 32.5 lines at the edges, those of the left half a period from those of the right, none at the track, 22 % in all."""
+    lines = 1300  # forty periods
+    lost = ~make_mask("slc_off", (lines, 611), tilt=0)
+    share = lost.double().mean(0)
+    assert share[[0, -1]].tolist() == pytest.approx([14 / 32.5] * 2, abs=2e-3)
+    assert not bool(lost[:, 305].any()) and float(lost.double().mean()) == pytest.approx(0.22, abs=0.01)
+    assert bool((share[306:].diff() > -0.02).all())
+    starts = [torch.nonzero(lost[:-1, edge].logical_not() & lost[1:, edge]).flatten().double() for edge in (0, -1)]
+    for edge in starts:
+        assert float(edge.diff().mean()) == pytest.approx(32.5, abs=0.05)
+    apart = (starts[1][:, None] - starts[0][None]).abs().min(1).values
+    assert float(apart.mean()) == pytest.approx(16.25, abs=0.6)
+
+
+def test_slc_off_of_a_part_is_the_part_of_the_whole():
+    whole = make_mask("slc_off", (90, 400), seed=2, swath=6100, off_nadir=2000)
+    part = make_mask("slc_off", (90, 100), seed=2, swath=6100, off_nadir=2000 + 150)
+    assert torch.equal(whole[:, 300:], part)
+    assert bool(
+        make_mask("slc_off", (64, 64), swath=6100).double().mean() > 0.98
+    )  # at the track next to nothing is lost
 
 
 def test_text_can_be_chosen():

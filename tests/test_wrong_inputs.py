@@ -452,6 +452,9 @@ def of_masks_and_kernels() -> list[Case]:
         ("scan_lines", "period", real(1e-9, 1e6)),
         ("scan_lines", "widest", real(0, 1)),
         ("scan_lines", "slope", real(-1e6, 1e6)),
+        ("slc_off", "swath", maybe(real(1, 1e6))),
+        ("slc_off", "off_nadir", real(-1e6, 1e6)),
+        ("slc_off", "tilt", real(-1e3, 1e3)),
         ("text", "lines", maybe(whole(1, 16))),
         ("text", "string", lambda odd: odd.name in NUMBERS or (odd.kind == "word" and odd.name != "empty-word")),
     ):

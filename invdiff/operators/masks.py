@@ -110,7 +110,7 @@ def random_pixels(size: Size, seed: int = 0, fraction_known: float = 0.5) -> Ten
 
 
 def scan_lines(size: Size, seed: int = 0, period: float = 0.125, widest: float = 0.8, slope: float = 0.2) -> Tensor:
-    """The wedge-shaped gaps of a satellite whose scan-line corrector is off (Landsat 7 since 2003).
+    """Wedge-shaped gaps in the manner of a satellite whose scan-line corrector is off, at any scale; `slc_off` has Landsat 7's own.
 
     Tilted stripes are missing: none in the middle of the swath, wider towards its left and right edges.
 
@@ -130,6 +130,43 @@ def scan_lines(size: Size, seed: int = 0, period: float = 0.125, widest: float =
     from_middle = np.abs(columns - (width - 1) / 2) / max((width - 1) / 2, 0.5)
     gap = widest * np.clip((from_middle - 0.15) / 0.85, 0.0, 1.0)
     return torch.from_numpy(np.abs(phase - 0.5) * 2 >= gap)
+
+
+def slc_off(
+    size: Size, seed: int = 0, swath: float | None = None, off_nadir: float = 0.0, tilt: float = 0.19
+) -> Tensor:
+    """The gaps of Landsat 7 since 2003, pixel for pixel: none at the ground track, 14 lines of every 32.5 at the swath's edges.
+
+    The mirror sweeps a band of lines eastwards, the next one westwards, while the satellite moves on. With the scan-line
+    corrector off nothing straightens that zigzag: bands overlap on one side and leave a wedge on the other, in turns, so that the
+    gaps on the left lie half a period from those on the right. Averaged over the swath 22 % are lost.
+
+    Args:
+        size: Height and width, or one int for both.
+        seed: Shifts the gaps along the track.
+        swath: Pixels from edge to edge, about 6100 in a scene of 30 m; None for the picture's width, which shows the wedges whole
+            (squeezed sideways, the gaps' height still in lines of 30 m).
+        off_nadir: Pixels from the ground track to the middle of the picture, to the east; beyond the edge it is as at the edge.
+        tilt: Rows that a line falls per column in a picture whose top is north: 0.19 at a latitude of 40 degrees, 0 along
+            the track.
+
+    Source: 22 % lost, wedges from the centre to the edges: U.S. Geological Survey, Landsat 7 SLC-off products; the zigzag from
+    the corrector's purpose.
+    """
+    height, width = checked_size(size)
+    swath = float(width) if swath is None else real("swath", swath, low=1, high=1e6)
+    off_nadir, tilt = real("off_nadir", off_nadir, -1e6, 1e6), real("tilt", tilt, -1e3, 1e3)
+    rows, columns = np.mgrid[:height, :width].astype(float)
+    rows, columns = rows - (height - 1) / 2, columns - (width - 1) / 2 + off_nadir
+    across = np.clip(2 * (columns + tilt * rows) / swath, -1.0, 1.0)
+    along = rows - tilt * columns + 2 * _SCAN * _generator(seed).uniform()
+    eastward = (along - _DRIFT / 2 * across) % (2 * _SCAN) < _SCAN
+    westward = (along + _DRIFT / 2 * across + _SCAN) % (2 * _SCAN) < _SCAN
+    return torch.from_numpy(eastward | westward)
+
+
+_SCAN = 16.25  # lines of one sweep of ETM+'s mirror, and from one sweep to the next
+_DRIFT = 14.0  # lines that the satellite moves on while a sweep goes from edge to edge
 
 
 def text(size: Size, seed: int = 0, string: str = "invdiff", lines: int | None = None) -> Tensor:
@@ -158,7 +195,19 @@ def text(size: Size, seed: int = 0, string: str = "invdiff", lines: int | None =
     return torch.from_numpy(np.array(canvas) > 127)
 
 
-for _function in (alternating_lines, box, expand, half, narrow, random_pixels, scan_lines, super_resolve, text, wide):
+for _function in (
+    alternating_lines,
+    box,
+    expand,
+    half,
+    narrow,
+    random_pixels,
+    scan_lines,
+    slc_off,
+    super_resolve,
+    text,
+    wide,
+):
     register_mask(_function.__name__)(_function)
 
 
