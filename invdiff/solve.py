@@ -396,8 +396,9 @@ def sample(
     )
     clip = options.pop("clip", True)
     if model.any_size or size is not None:
-        height, width = (size, size) if size is None or isinstance(size, int) else size
-        model = model.sized((model.image_shape[0], height or 128, width or 128))
+        own = [side or 128 for side in model.image_shape[1:]]
+        height, width = own if size is None else (size, size) if isinstance(size, int) else size
+        model = model.sized((model.image_shape[0], height, width))
     nothing = torch.full((1, *model.image_shape), 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InvdiffWarning)

@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -950,6 +951,76 @@ def wrong_prior() -> Any:
             row.append(other.x[0].clamp(0, 1))
         rows.append(row)
     return picture_grid(rows, columns, list(tasks), size=1.2)
+
+
+# ---- Learn 16 and 17 --------------------------------------------------------------------------------------------
+
+
+def page_code(page: str, *words: str) -> dict[str, Any]:
+    """The names that the blocks of Python on a page define, run in order up to the last that holds all `words`."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    last = max(k for k, block in enumerate(found) if all(word in block for word in words))
+    names: dict[str, Any] = {"__name__": "page"}
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:  # what a page writes
+        os.chdir(folder)
+        try:
+            for block in found[: last + 1]:
+                exec(compile(block, page, "exec"), names)
+        finally:
+            os.chdir(here)
+    return names
+
+
+@figure
+def digits() -> Any:
+    """What the network of chapter 16 makes of digits that it has not seen; trained and restored by the chapter's own code."""
+    names = page_code("learn/16-train.md", "n_samples=8", "tasks.items()")
+    truth, count = names["truth"], 7
+    heads = ["known", "nearest seen", "one draw", "mean of 8", "truth"]
+    drawn = new_figure(8.6, 3.2)
+    for k, (task, title) in enumerate((("half", "lower half missing"), ("4 x 4", "means of 2 x 2 pixels known"))):
+        rows = list(names["rows"][task])
+        A, errors = names["tasks"][task], [float((r - truth).square().mean().sqrt()) for r in rows]
+        for i, row in enumerate(rows):
+            for j in range(count):
+                left, bottom = 0.115 + 0.46 * k + 0.0585 * j, 0.765 - 0.182 * i
+                axes = drawn.add_axes((left, bottom, 0.055, 0.15))
+                picture = unit(row[j, 0]).clamp(0, 1)
+                shown = np.asarray(picture[..., None].expand(-1, -1, 3)).copy()
+                if i == 0 and isinstance(A, Mask):
+                    shown[~np.asarray(A.mask[0, 0], dtype=bool)] = (0.62, 0.7, 0.85)
+                axes.imshow(shown, interpolation="nearest", vmin=0, vmax=1)
+                axes.set_xticks([])
+                axes.set_yticks([])
+                for spine in axes.spines.values():
+                    spine.set_edgecolor("0.6")
+            if errors[i] and i:
+                drawn.text(0.115 + 0.46 * k, 0.742 - 0.182 * i, f"error {errors[i]:.2f}", fontsize=7, color="0.35")
+            if k == 0:
+                drawn.text(0.108, 0.84 - 0.182 * i, heads[i], fontsize=8.5, ha="right", va="center")
+        drawn.text(0.115 + 0.46 * k + 0.0585 * count / 2, 0.955, title, fontsize=9, ha="center")
+    return drawn
+
+
+@figure
+def windows() -> Any:
+    """Two pictures side by side, windows that overlap, windows that only move; drawn by the code of chapter 17."""
+    from invdiff import Windows
+
+    names = page_code("learn/17-any-size.md", "apart", "joined")
+    moving = sample(Windows(names["land"], (3, 64, 128), overlap=0.0), 1, steps=25, size=(64, 128)).x
+    pictures = [unit(names["apart"])[0], unit(names["joined"])[0], moving[0]]
+    drawn = new_figure(8.6, 1.75)
+    heads = ["two pictures", "windows that overlap by half", "windows that only move"]
+    for k, (picture, head) in enumerate(zip(pictures, heads, strict=True)):
+        axes = drawn.add_axes((0.01 + 0.33 * k, 0.02, 0.32, 0.82))
+        axes.imshow(np.asarray(picture.clamp(0, 1).movedim(0, -1)), interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(head, fontsize=9, pad=3)
+    return drawn
 
 
 # ---- Results ----------------------------------------------------------------------------------------------------
