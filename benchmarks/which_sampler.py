@@ -296,8 +296,9 @@ def main() -> None:
     counts = [r["pictures"] for r in rows]
     content = {
         "command": "python benchmarks/which_sampler.py --data FOLDER",
-        "settings": f"{max(counts)} held-out cats, {min(counts)} of them for samplers with a gradient, one restoration each; OpenVINO in "
-        "bfloat16 where no gradient is asked for, PyTorch else; processor time of one thread, per picture, eight at once",
+        "settings": f"{max(counts)} held-out cats, {min(counts)} of them for samplers with a gradient, one restoration "
+        "each; OpenVINO in bfloat16 where no gradient is asked for, PyTorch else; processor time of one thread, per picture, "
+        "eight at once",
         "rows": rows,
         "quickest": {task: quickest(rows, task)["method"] for task in dict.fromkeys(r["task"] for r in rows)},
     }
