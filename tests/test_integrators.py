@@ -15,6 +15,7 @@ from invdiff.bench.posterior.distances import gaussian_w2
 from invdiff.priors.named import correlated_gaussian
 from invdiff.samplers import INTEGRATORS
 from invdiff.samplers.integrators import adams_bashforth, ddim, dpm_solver_2m, half_log_snr
+from invdiff.samplers.krylov import conjugate_gradients, recalled
 
 LINEAR, COSINE = NoiseSchedule.linear(), NoiseSchedule.cosine()
 ESTIMATORS = ("mmps", "tmpd", "ddnm", "ddnm+", "pigdm", "diffpir")
@@ -183,3 +184,48 @@ def test_a_jacobian_that_is_no_covariance_moves_nothing():
     options = {"backbone": Contrary(), "sigma_y": 0.1, "steps": 6, "x_init": torch.ones(1, 1, 1, 8)}
     a, b = (quiet_solve(A, torch.full((1, 1, 1, 8), v), "mmps", **options).x for v in (0.9, -0.9))
     assert torch.equal(a, b) and a.abs().max() <= 1
+
+
+# ---- what is known of the systems before ------------------------------------------------------------------------
+
+
+def _spread_out(n: int = 24, seed: int = 0) -> torch.Tensor:
+    """A covariance with variances from 0.01 to 1,000, two images of it."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(2, n, n, generator=generator, dtype=torch.float64)).Q
+    return basis @ torch.diag(torch.logspace(-2, 3, n, dtype=torch.float64)) @ basis.mT
+
+
+def _product(M):
+    return lambda p: ((M @ p[..., None])[..., 0], p)
+
+
+def test_pairs_of_all_directions_are_the_inverse():
+    M, n = _spread_out(8), 8
+    b, r = torch.randn(2, 2, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    _, _, pairs = conjugate_gradients(_product(M), b, n)
+    exact = torch.linalg.solve(M, r)
+    assert torch.allclose(recalled(pairs, r), exact, atol=1e-3 * exact.abs().max().item())
+
+
+def test_pairs_of_another_matrix_precondition_without_a_product():
+    M = _spread_out()
+    near = M * torch.linspace(1, 1.3, 24, dtype=torch.float64)[:, None].sqrt()
+    near = 0.5 * (near + near.mT) + 0.05 * torch.eye(24, dtype=torch.float64)
+    b = torch.randn(2, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    exact = torch.linalg.solve(M, b)
+
+    def off(known):
+        u = conjugate_gradients(_product(M), b, 6, known=known)[0] - exact
+        return ((u[..., None, :] @ M @ u[..., None]).sum() / (exact * b).sum()).item() ** 0.5
+
+    pairs = conjugate_gradients(_product(near), torch.ones_like(b), 20)[2]
+    assert off(pairs) < 0.5 * off(())
+
+
+def test_directions_of_no_positive_curvature_are_not_recalled():
+    M = torch.diag(torch.tensor([2.0, -1.0, 0.0, 3.0], dtype=torch.float64)).expand(2, 4, 4)
+    b = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.float64)
+    pairs = conjugate_gradients(_product(M), b, 4)[2]
+    z = recalled(pairs, b)
+    assert bool(torch.isfinite(z).all()) and torch.equal(z[1], b[1]) and (z[0] @ b[0]) > 0

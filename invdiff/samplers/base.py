@@ -86,7 +86,7 @@ class Record:
     calls: list[int] = field(default_factory=list)
     per_image: int | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
     ahead: Sequence[int] = ()
 
 
@@ -103,7 +103,7 @@ class RecordedBackbone(WrappedBackbone):
         return self.backbone.predict(x_t, t)
 
 
-def memory_of(backbone: Backbone) -> dict[str, Tensor]:
+def memory_of(backbone: Backbone) -> dict[str, Any]:
     """What a sampler kept in this run, by name, to be read and written; outside of a run an empty one that nobody keeps."""
     return backbone.record.memory if isinstance(backbone, RecordedBackbone) else {}
 

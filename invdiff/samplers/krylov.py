@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], tuple[Tensor, Tensor]]  # p -> (M p, companion of p)
+Pairs = tuple[tuple[Tensor, Tensor], ...]  # directions d and M d, both over the root of d^T M d, or zeros; float32
 
 
 def conjugate_gradients(
-    product: Product, b: Tensor, iterations: int, start: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    product: Product, b: Tensor, iterations: int, start: Tensor | None = None, known: Pairs = ()
+) -> tuple[Tensor, Tensor, Pairs]:
     """Conjugate directions on M u = b, ``iterations`` of them (Hestenes & Stiefel, 1952).
 
     M should be symmetric and positive semi-definite, b in its range. The directions are the residuals, each made conjugate
@@ -25,14 +26,21 @@ def conjugate_gradients(
     best for it: it costs an iteration, and saves several where it is near the solution (Saad et al., 2000). An image stops
     where its residual is 0, and leaves out a direction of no positive curvature (M is then no covariance).
 
+    Args:
+        product: ``p -> (M p, companion of p)``.
+        b: (B, ...).
+        iterations: products.
+        start: the first direction.
+        known: pairs of systems like this one: the residuals go through the inverse that they tell, see `recalled`.
+
     Returns:
-        u, of the shape of b (B, ...), and its companion.
+        u, of the shape of b (B, ...), its companion, and the pairs of this system.
     """
     u, r = torch.zeros_like(b), b
     companion: Tensor | None = None
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # directions, their products, their curvatures
     for k in range(iterations):
-        p = r if start is None or k > 0 else start
+        p = recalled(known, r) if start is None or k > 0 else start
         for d, of_d, curvature in before:
             p = p - over(_ratio(inner(of_d, p), curvature), d) * d
         q, moved = product(p)
@@ -42,14 +50,33 @@ def conjugate_gradients(
         companion = _add(companion, step, moved)
         before.append((p, q, curvature))
     assert companion is not None
-    return u, companion
+    pairs = tuple((_divided(p, c.clamp(min=0).sqrt(), 0), _divided(q, c.clamp(min=0).sqrt(), 0)) for p, q, c in before)
+    return u, companion, tuple((p.float(), q.float()) for p, q in pairs)
 
 
-def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def recalled(pairs: Pairs, r: Tensor) -> Tensor:
+    """``H r``, H the inverse of M as far as pairs of M, or of a matrix like it, tell (the two loops of Nocedal, 1980).
+
+    H is symmetric and positive definite whatever the pairs, so that it may precondition conjugate gradients (Morales &
+    Nocedal, 2000); without pairs it is the identity.
+    """
+    if not pairs:
+        return r
+    z, shares = r.float(), []
+    for d, of_d in reversed(pairs):
+        shares.append(inner(d, z))
+        z = z - over(shares[-1], z) * of_d
+    z = _divided(z, inner(pairs[-1][1], pairs[-1][1]))
+    for (d, of_d), share in zip(pairs, reversed(shares), strict=True):
+        z = z + over(share - inner(of_d, z), z) * d
+    return z.to(r.dtype)
+
+
+def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor, Pairs]:
     """``iterations`` steps of GMRES from 0 on M u = b, without restarts (Saad & Schultz, 1986): any square M.
 
     Returns:
-        u, of the shape of b (B, ...), and its companion.
+        u, of the shape of b (B, ...), its companion, and no pairs.
     """
     norm = inner(b, b).sqrt()
     basis, companions = [_divided(b, norm)], []
@@ -69,10 +96,10 @@ def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]
         u = u + over(weights[:, k], b) * basis[k]
         companion = _add(companion, weights[:, k], companions[k])
     assert companion is not None
-    return u, companion
+    return u, companion, ()
 
 
-SOLVERS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+SOLVERS: dict[str, Callable[..., tuple[Tensor, Tensor, Pairs]]] = {
     "cg": conjugate_gradients,
     "gmres": gmres,
 }
@@ -98,6 +125,6 @@ def _add(total: Tensor | None, weight: Tensor, term: Tensor) -> Tensor:
     return scaled if total is None else total + scaled
 
 
-def _divided(x: Tensor, norm: Tensor) -> Tensor:
-    safe = torch.where(norm > 0, norm, 1.0)
-    return x / over(safe, x)
+def _divided(x: Tensor, norm: Tensor, by_none: float = 1) -> Tensor:
+    """x over its image's number; times `by_none` where that is 0."""
+    return x * over(torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1.0), by_none), x)

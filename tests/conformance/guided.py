@@ -47,7 +47,7 @@ def _estimator(word: str) -> Estimator:
     if word == "tmpd":
         return TMPD(floor=0)
     solver = word.rstrip("0123456789")
-    return MMPS(solver=solver, iterations=int(word[len(solver) :]), scaled=False, warm=False, guarded=False)
+    return MMPS(solver=solver, iterations=int(word[len(solver) :]), scaled=False, warm=False, recalled=0, guarded=False)
 
 
 # ---- the same as samplers, with azula's DDIM --------------------------------------------------------------------
@@ -61,7 +61,7 @@ def azula(recording: Recording) -> Iterator[Outcome]:
     sampler: Sampler
     if config["algo"] == "azula_mmps":
         options: dict[str, Any] = {"solver": config["solver"], "iterations": int(config["iterations"])}
-        sampler = _MMPS(**steps, **options, scaled=False, warm=False, guarded=False, eta=eta)
+        sampler = _MMPS(**steps, **options, scaled=False, warm=False, recalled=0, guarded=False, eta=eta)
     elif config["algo"] == "azula_tmpd":
         sampler = _TMPD(**steps, floor=0, eta=eta)
     else:
