@@ -188,8 +188,10 @@ def test_photos_by_ddnm_plus_is_what_nothing_named_means():
         y, known = photo_of(*size), hole(*size)
         answer = solve(iv.Mask(known), y, steps=2)
         assert (answer.settings["backbone"], answer.settings["sampler"]) == ("photos", "ddnm+")
-        named = solve(iv.Mask(known), y, "ddnm+", backbone="photos", steps=2)
+        named = solve(iv.Mask(known), y, "ddnm+", backbone="photos", steps=2, eta=1.0, spacing="logsnr")
         assert torch.equal(answer.x, named.x)
+        authors = solve(iv.Mask(known), y, preset="paper", steps=2)
+        assert authors.settings["eta"] == 0.85 and authors.settings["spacing"] == "leading", "paper means the paper's"
     assert iv.estimate(iv.Mask(known), y).nfe == 50
     assert iv.estimate(iv.SuperResolution(2, "box"), y).nfe == 30
 
