@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import re
 import textwrap
@@ -32,6 +33,10 @@ _CALL = re.compile(
     r"^(?P<indent>[ \t]*)\{\{ (?P<call>(?P<name>[a-z_]+)\(.*\)) \}\}[ \t]*$",
     re.MULTILINE,
 )
+
+
+# the same within a line of prose, for numbers
+_INLINE = re.compile(r"\{\{= (?P<call>(?P<name>[a-z_]+)\(.*?\)) \}\}")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -75,7 +80,7 @@ def expand(markdown: str, source: str = "") -> str:
     """`markdown` with every macro replaced by its text; `source` is the page's path within docs/."""
     up = "../" * source.count("/")
 
-    def one(match: re.Match[str]) -> str:
+    def called(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in MACROS:
             raise KeyError(
@@ -87,10 +92,12 @@ def expand(markdown: str, source: str = "") -> str:
         named = {
             k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg
         }
-        text = MACROS[name](*positional, **named).replace("%UP%", up)
-        return textwrap.indent(text, match["indent"])
+        return MACROS[name](*positional, **named).replace("%UP%", up)
 
-    return _CALL.sub(one, markdown)
+    def block(match: re.Match[str]) -> str:
+        return textwrap.indent(called(match), match["indent"])
+
+    return _INLINE.sub(called, _CALL.sub(block, markdown))
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------
@@ -540,6 +547,230 @@ def read_rows(name: str) -> list[dict[str, Any]] | None:
     return None
 
 
+def datum(
+    name: str, column: str, digits: int, where: dict[str, Any], per: str = ""
+) -> str:
+    """A number of the one row of a data file that has these values, for prose; divided by another column if `per` names it."""
+    rows = read_rows(name)
+    if rows is None:
+        return "(not measured)"
+    found = [
+        row
+        for row in rows
+        if all(row.get(key) == value for key, value in where.items())
+    ]
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} rows of {name} have {where}")
+    value = found[0][column]
+    number = float(value[0] if isinstance(value, list) else value)
+    if per:
+        number /= float(found[0][per])
+    return f"{number:.{digits}f}"
+
+
+def which_sampler(task: str = "", sampler: str = "") -> str:
+    """What `benchmarks/which_sampler.py` measured, of one task or of one sampler, best PSNR first; ± is half a 95 % interval."""
+    rows = read_rows("which_sampler")
+    if rows is None:
+        return note(
+            "Not measured for this copy of the pages: `python benchmarks/which_sampler.py` does it."
+        )
+    rows = [
+        r
+        for r in rows
+        if (not task or r["task"] == task)
+        and (not sampler or r["sampler"] == sampler)
+    ]
+    if not rows:
+        return note("This sampler was not among those measured there.")
+
+    def said(value: list[float] | None, digits: int) -> str:
+        if value is None:
+            return ""
+        mean, low, high = value
+        return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+    if task:
+        rows = sorted(rows, key=lambda r: -r["psnr"][0])
+    seam = any("seam" in r for r in rows)
+    first = ["method"] if task else ["task", "method"]
+    head = [*first, "pictures", "PSNR, dB", "SSIM", "detail"]
+    head += [*(["seam"] if seam else []), "misfit", "calls", "seconds"]
+    body = [
+        [
+            *(r[key] for key in first),
+            f"{r['pictures']}",
+            said(r["psnr"], 2),
+            said(r["ssim"], 3),
+            said(r["detail"], 2),
+            *([said(r.get("seam"), 2)] if seam else []),
+            f"{r['misfit'][0]:.3f}",
+            f"{r['calls']}" + (f", {r['vjps']} gradients" if r["vjps"] else ""),
+            f"{r['seconds']:.2f}",
+        ]
+        for r in rows
+    ]
+    align = "l" * len(first) + "r" * (len(head) - len(first))
+    return markdown_table(head, body, align)
+
+
+def time_to_quality() -> str:
+    """Per task the best mean PSNR, and the least time for which it can be had up to 0.5 dB; of both measurements of pictures."""
+    parts = []
+    if rows := read_rows("which_sampler"):
+        parts.append(
+            _quickest(
+                [
+                    {
+                        "task": r["task"],
+                        "method": r["method"],
+                        "below": r["below best"],
+                        "seconds": r["seconds"],
+                        "psnr": r["psnr"][0],
+                        "pictures": r["pictures"],
+                    }
+                    for r in rows
+                    if r["sampler"]
+                ]
+            )
+        )
+    if (DATA / "quality.json").is_file():
+        content = json.loads(
+            (DATA / "quality.json").read_text(encoding="utf-8")
+        )
+        rows = []
+        for r in content.get("scores", {}).values():
+            mine = list(content["scores"].values())
+            same = [
+                s
+                for s in mine
+                if (s["set"], s["task"]) == (r["set"], r["task"])
+            ]
+            most = max(len(s["psnr"]) for s in same)
+            best = max(
+                (s for s in same if len(s["psnr"]) == most),
+                key=lambda s: sum(s["psnr"]),
+            )
+            theirs = dict(zip(best["pictures"], best["psnr"], strict=True))
+            less = [
+                theirs[n] - v
+                for n, v in zip(r["pictures"], r["psnr"], strict=True)
+                if n in theirs
+            ]
+            rows.append(
+                {
+                    "task": f"{r['set']}: {r['task']}",
+                    "method": r["method"],
+                    "below": [sum(less) / max(1, len(less))],
+                    "seconds": r["seconds"],
+                    "psnr": sum(r["psnr"]) / len(r["psnr"]),
+                    "pictures": len(r["psnr"]),
+                }
+            )
+        if rows:
+            parts.append(
+                "And of [another measurement](%UP%results/quality.md#on-held-out-pictures), with other budgets and libraries:\n\n"
+                + _quickest(rows)
+            )
+    if not parts:
+        return note(
+            "Not measured for this copy of the pages: `python benchmarks/which_sampler.py` does it."
+        )
+    return "\n\n".join(parts)
+
+
+def _quickest(rows: list[dict[str, Any]], near: float = 0.5) -> str:
+    """The table of `time_to_quality`, from rows with task, method, seconds, psnr and how many dB they are below the best."""
+    body = []
+    for task in dict.fromkeys(r["task"] for r in rows):
+        mine = [r for r in rows if r["task"] == task]
+        most = max(r["pictures"] for r in mine)
+        best = max(
+            (r for r in mine if r["pictures"] == most), key=lambda r: r["psnr"]
+        )
+        fast = min(
+            (r for r in mine if r["below"][0] <= near),
+            key=lambda r: r["seconds"],
+        )
+        lost = (
+            f"{max(0.0, fast['below'][0]):.2f} dB less"
+            if fast is not best
+            else "the same"
+        )
+        body.append(
+            [
+                task,
+                f"{best['method']}, {best['psnr']:.2f} dB",
+                f"{best['seconds']:.2f}",
+                f"{fast['method']}, {lost}",
+                f"{fast['seconds']:.2f}",
+            ]
+        )
+    return markdown_table(
+        [
+            "task",
+            "best mean PSNR",
+            "seconds",
+            f"quickest within {near} dB of it",
+            "seconds",
+        ],
+        body,
+        "llrlr",
+    )
+
+
+def truth_overview() -> str:
+    """Sliced Wasserstein-2 distance of every sampler on every task as a table whose colours say how many floors it is."""
+    file = DATA / "truth" / "summary.csv"
+    if not file.is_file():
+        return note(
+            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
+        )
+    with open(file, encoding="utf-8", newline="") as handle:
+        found = {
+            (r["task"], r["sampler"]): float(r["mean"])
+            for r in csv.DictReader(handle)
+            if r["metric"] == "sw2" and r["mean"]
+        }
+    # sweeps over steps and scales, and runs without a measurement, have figures of their own
+    tasks = [
+        t
+        for t in dict.fromkeys(t for t, _ in found)
+        if t.split()[0] not in ("prior", "steps", "learned", "calibration")
+    ]
+    samplers = [
+        s
+        for s in dict.fromkeys(s for t, s in found if t in tasks)
+        if s not in ("exact", "prior only") and "=" not in s
+    ]
+    head = "".join(f"<th><span>{s}</span></th>" for s in samplers)
+    lines = [
+        f'<div class="overview"><table class="overview"><thead><tr><th></th><th><span>floor</span></th>{head}</tr></thead><tbody>'
+    ]
+    for task in tasks:
+        floor = found[task, "exact"]
+        least = min(
+            (found[task, s] for s in samplers if (task, s) in found),
+            default=0.0,
+        )
+        cells = []
+        for s in samplers:
+            value = found.get((task, s))
+            if value is None:
+                cells.append("<td></td>")
+                continue
+            # 0 at the floor, 1 at twenty floors
+            heat = min(1.0, max(0.0, math.log(value / floor) / math.log(20)))
+            digits = f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+            text = f"<b>{digits}</b>" if value == least else digits
+            cells.append(f'<td style="--heat: {100 * heat:.0f}%">{text}</td>')
+        name = task.replace(" sigma_y=", ", σ = ")
+        lines.append(
+            f"<tr><th>{name}</th><td>{floor:.2f}</td>{''.join(cells)}</tr>"
+        )
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
 def data_markdown(name: str, level: int = 0) -> str:
     """`docs/data/NAME.md`, written by a script; its title is left out, other headings sink below `level` (0 drops all)."""
     file = DATA / f"{name}.md"
@@ -682,6 +913,10 @@ MACROS: dict[str, Callable[..., str]] = {
         api_modules,
         figure,
         data_table,
+        datum,
+        which_sampler,
+        time_to_quality,
+        truth_overview,
         data_markdown,
         suite_results,
         posterior_table,

@@ -90,7 +90,7 @@ def picture_grid(
             if j == 0:
                 axes.set_ylabel(labels[i], fontsize=8.5, labelpad=5)
             if captions and captions[i][j]:
-                axes.set_xlabel(captions[i][j], fontsize=6.5, labelpad=2, color="0.3")
+                axes.set_xlabel(captions[i][j], fontsize=7.5, labelpad=2, color="0.3")
     if title:
         figure.text(0.5, 1 - 0.16 / total_h, title, ha="center", va="center", fontsize=10.5)
     return figure

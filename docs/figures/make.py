@@ -113,10 +113,10 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     return float(-10 * torch.log10((x.clamp(0, 1) - truth).square().mean()))
 
 
-def save(drawn: Any, name: str, dpi: int = 110) -> Path:
-    """A matplotlib figure as a compact PNG."""
+def save(drawn: Any, name: str) -> Path:
+    """A matplotlib figure as a compact PNG. A page's column shows some 7 inches, and on a fine screen more dots."""
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    drawn.savefig(buffer, format="png", dpi=150 if drawn.get_figwidth() <= 7.3 else 110, facecolor="white")
     image = Image.open(buffer).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     path = FIGURES / f"{name}.png"
     image.save(path, optimize=True)
@@ -163,7 +163,7 @@ def hero() -> Any:
     pictures.append(photo()[0])
     heads.append("truth")
     captions.append("")
-    return two_rows(pictures, heads, captions, size=1.5)
+    return two_rows(pictures, heads, captions, size=1.32)
 
 
 @figure
@@ -418,12 +418,18 @@ def infinitely_many() -> Any:
 def masks() -> Any:
     """Every mask generator at 64x64."""
     names = mask_names()
-    return picture_grid(
-        [[make_mask(name, 64, seed=3).float()[None] for name in names]],
-        [name.replace("_", " ") for name in names],
-        [""],
-        size=0.95,
-    )
+    columns = -(-len(names) // 2)
+    drawn = new_figure(7.1, 2.9)
+    for k, name in enumerate(names):
+        i, j = divmod(k, columns)
+        axes = drawn.add_axes((0.008 + j / columns, 0.52 - 0.5 * i, 0.9 / columns, 0.9 / columns * 7.1 / 2.9))
+        axes.imshow(np.asarray(make_mask(name, 64, seed=3), dtype=float), cmap="gray", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_edgecolor("0.5")
+        axes.set_title(name, fontsize=9, pad=3)
+    return drawn
 
 
 # ---- Learn 4 and 5 ----------------------------------------------------------------------------------------------
@@ -509,40 +515,47 @@ def resampling_truth() -> Any:
                        value_range=(-1, 1), batch_size=4 * score.count, clip=False, **options)  # fmt: skip
         return answer.nfe, *score(answer.x)
 
-    drawn, (one, two) = axes_figure(8.4, 2.9, 2)
-    lines: dict[str, list[tuple[int, float]]] = {"resampling": [], "slowing down": []}
-
-    def keep(how: str, line: str | None = None, **options: Any) -> tuple[float, float]:
+    def keep(how: str, **options: Any) -> None:
         calls, distance, ratio = run(**options)
         table.append({"how": how, "network calls": calls, "W2": distance, "variance": ratio})
-        if line is not None:
-            lines[line].append((calls, distance))
-        return distance, ratio
 
     for r in (1, 2, 4, 10):
-        found = keep(f"r = {r}, j = 10, 250 steps", "resampling", steps=250, jump_length=10, jump_n_sample=r)
-    lines["slowing down"].append(lines["resampling"][0])
+        keep(f"r = {r}, j = 10, 250 steps", steps=250, jump_length=10, jump_n_sample=r)
     for steps in (490, 970):
-        keep(f"no jumps, {steps} steps", "slowing down", steps=steps, jump_n_sample=1)
-    for (name, points), colour in zip(lines.items(), (BLUE, GREY), strict=True):
-        one.plot(*zip(*points, strict=True), ".-", color=colour, label=name)
-    one.set_xlabel("network calls", fontsize=9)
-    one.set_ylabel("distance to the posterior", fontsize=9)
-    one.legend(fontsize=8, frameon=False)
-    one.set_ylim(0)
-    lengths = (1, 5, 10, 20)
-    pairs = [
-        found if j == 10 else keep(f"r = 10, j = {j}, 250 steps", steps=250, jump_length=j, jump_n_sample=10)
-        for j in lengths
-    ]
-    two.plot(lengths, [p[0] for p in pairs], ".-", color=BLUE, label="distance to the posterior")
-    two.plot(lengths, [p[1] for p in pairs], ".-", color=ORANGE, label="variance, 1 = right")
-    two.set_xlabel("jump length, 10 passes of 250 steps", fontsize=9)
-    two.set_xticks(lengths)
-    two.legend(fontsize=8, frameon=False)
-    two.set_ylim(0)
+        keep(f"no jumps, {steps} steps", steps=steps, jump_n_sample=1)
+    for j in (1, 5, 20):
+        keep(f"r = 10, j = {j}, 250 steps", steps=250, jump_length=j, jump_n_sample=10)
     keep_data("resampling_truth", table, f"Eight correlated numbers, four of them seen, {score.count} samples of each of "
               "four measurements, exact denoiser")  # fmt: skip
+    return draw_resampling_truth(table)
+
+
+def draw_resampling_truth(table: list[dict[str, Any]]) -> Any:
+    """Distance against calls; distance, and variance, against the length of a jump: a panel for each quantity."""
+    rows = {row["how"]: row for row in table}
+    drawn, (one, two, three) = axes_figure(7.2, 2.5, 3)
+    plain = rows["r = 1, j = 10, 250 steps"]
+    for name, colour, chosen in (
+        ("resampling", BLUE, [plain, *(rows[f"r = {r}, j = 10, 250 steps"] for r in (2, 4, 10))]),
+        ("slowing down", GREY, [plain, *(rows[f"no jumps, {steps} steps"] for steps in (490, 970))]),
+    ):
+        one.plot([r["network calls"] for r in chosen], [r["W2"] for r in chosen], ".-", color=colour, label=name)
+    one.set_xlabel("network calls", fontsize=9)
+    one.set_ylabel("distance (W2)", fontsize=9)
+    one.legend(fontsize=8, frameon=False)
+    lengths = (1, 5, 10, 20)
+    chosen = [rows[f"r = 10, j = {j}, 250 steps"] for j in lengths]
+    two.plot(lengths, [r["W2"] for r in chosen], ".-", color=BLUE)
+    two.set_ylabel("distance (W2)", fontsize=9)
+    three.axhline(1, color="0.5", ls=":", lw=1)
+    three.text(20, 1.02, "right", fontsize=8, color="0.4", ha="right")
+    three.plot(lengths, [r["variance"] for r in chosen], ".-", color=ORANGE)
+    three.set_ylabel("variance of the answers", fontsize=9)
+    for axes in (two, three):
+        axes.set_xlabel("length of a jump", fontsize=9)
+        axes.set_xticks(lengths)
+    for axes, top in ((one, 0.4), (two, 0.4), (three, 1.2)):
+        axes.set_ylim(0, top)
     drawn.tight_layout()
     return drawn
 
@@ -648,7 +661,7 @@ def noisy() -> Any:
             labels.append(f"σ_y = {sigma:g}")
     keep_data("noisy", table, "Box super-resolution x4 of Chelsea, 50 steps each, mean of two samples, cats64")
     heads = ["A⁺ y", "DDNM", "DDNM+", "DDRM", "DiffPIR", "PiGDM"]
-    return picture_grid(rows, heads, labels, captions, size=1.15)
+    return picture_grid(rows, heads, labels, captions, size=0.98)
 
 
 # ---- Learn 8, 9, 10 ---------------------------------------------------------------------------------------------
@@ -852,7 +865,6 @@ def step_curve() -> Any:
     score = line_problem()
     b, A, y, count, table = score.prior, score.operator, score.y, score.count, []
 
-    drawn, axes = axes_figure(6.6, 3.3)
     runs: dict[str, list[tuple[int, dict[str, Any]]]] = {
         "replacement": [(n, {"steps": n, "clip": False}) for n in (25, 100, 400, 1000)],
         "repaint": [(n, {"steps": n, "jump_length": 10, "jump_n_sample": 5, "clip": False}) for n in (25, 100, 250)],
@@ -864,28 +876,49 @@ def step_curve() -> Any:
         "dps": [(n, {"steps": n, "clip": False}) for n in (25, 100, 400, 1000)],
     }
     for name, list_ in runs.items():
-        calls, errors = [], []
         for _, options in list_:
             answer = solve(
                 A, y, name, backbone=b, n_samples=count, value_range=(-1, 1), batch_size=4 * count, **options
             )
-            calls.append(answer.nfe)
-            errors.append(score(answer.x)[0])
-            table.append({"sampler": name, "network calls": answer.nfe, "W2": errors[-1]})
-        axes.loglog(calls, errors, ".-", color=COLOURS[name], label=NAMES[name], lw=1.2)
+            table.append({"sampler": name, "network calls": answer.nfe, "W2": score(answer.x)[0]})
     floor = score(torch.stack([posterior.sample(count, seed=1) for posterior in score.exact]))[0]
     table.append({"sampler": "exact draws (the floor)", "network calls": 0, "W2": floor})
-    axes.axhline(floor, color="0.5", ls=":", lw=1)
-    axes.text(26, floor * 1.06, "exact draws", fontsize=7.5, color="0.4")
-    axes.set_xlabel("network calls", fontsize=9)
-    axes.set_ylabel("distance to the posterior (W2)", fontsize=9)
-    axes.legend(fontsize=7.5, frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     keep_data(
         "step_curve",
         table,
         f"Eight correlated numbers, four of them seen, {count} samples of each of four measurements, exact denoiser",
     )
+    return draw_step_curve(table)
+
+
+def draw_step_curve(table: list[dict[str, Any]]) -> Any:
+    """A line per sampler, its name at the end of it."""
+    from matplotlib.ticker import NullFormatter
+
+    drawn, axes = axes_figure(6.6, 3.4)
+    *rows, floor = table
+    ends = []
+    for name in dict.fromkeys(r["sampler"] for r in rows):
+        line = [(r["network calls"], r["W2"]) for r in rows if r["sampler"] == name]
+        axes.loglog(*zip(*line, strict=True), ".-", color=COLOURS[name], lw=1.3)
+        ends.append((line[-1][1], name))
+    last = 0.0
+    for value, name in sorted(ends):  # names one above the other, each as near to its line as the one below allows
+        place = max(value, 1.16 * last)
+        axes.plot([1300, 1600], [value, place], color=COLOURS[name], lw=0.6, clip_on=False)
+        axes.text(1650, place, NAMES[name], color=COLOURS[name], fontsize=9, va="center")
+        last = place
+    axes.axhline(floor["W2"], color="0.5", ls=":", lw=1)
+    axes.text(26, floor["W2"] * 1.06, "exact draws", fontsize=8.5, color="0.4")
+    axes.set_xlim(22, 1300)
+    axes.set_xticks([25, 100, 250, 1000], ["25", "100", "250", "1,000"])
+    axes.set_yticks([0.05, 0.1, 0.2, 0.4, 0.8], ["0.05", "0.1", "0.2", "0.4", "0.8"])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("network calls", fontsize=9)
+    axes.set_ylabel("distance to the posterior (W2)", fontsize=9)
     drawn.tight_layout()
+    drawn.subplots_adjust(right=0.83)
     return drawn
 
 
@@ -979,7 +1012,7 @@ def digits() -> Any:
     names = page_code("learn/16-train.md", "n_samples=8", "tasks.items()")
     truth, count = names["truth"], 7
     heads = ["known", "nearest seen", "one draw", "mean of 8", "truth"]
-    drawn = new_figure(8.6, 3.2)
+    drawn = new_figure(7.2, 2.7)
     for k, (task, title) in enumerate((("half", "lower half missing"), ("4 x 4", "means of 2 x 2 pixels known"))):
         rows = list(names["rows"][task])
         A, errors = names["tasks"][task], [float((r - truth).square().mean().sqrt()) for r in rows]
@@ -997,7 +1030,7 @@ def digits() -> Any:
                 for spine in axes.spines.values():
                     spine.set_edgecolor("0.6")
             if errors[i] and i:
-                drawn.text(0.115 + 0.46 * k, 0.742 - 0.182 * i, f"error {errors[i]:.2f}", fontsize=7, color="0.35")
+                drawn.text(0.53 + 0.46 * k, 0.84 - 0.182 * i, f"{errors[i]:.2f}", fontsize=8.5, va="center")
             if k == 0:
                 drawn.text(0.108, 0.84 - 0.182 * i, heads[i], fontsize=8.5, ha="right", va="center")
         drawn.text(0.115 + 0.46 * k + 0.0585 * count / 2, 0.955, title, fontsize=9, ha="center")
@@ -1028,120 +1061,39 @@ def windows() -> Any:
 
 @figure
 def measured() -> Any:
-    """Every sampler on four tasks, clean and noisy, over pictures whose truth is known: the table behind the advice."""
-    from invdiff.metrics import ssim
-
-    b = backbone()
-    truths = torch.cat([photo(), sample(b, 3, steps=250, seed=100).x.clamp(0, 1)])
-    tasks = {
-        "half missing": (Mask(HALF), 0.0),
-        "strokes missing": (Mask(make_mask("wide", 64, seed=3)), 0.0),
-        "colorization": (Colorization(), 0.0),
-        "super-resolution ×4": (SuperResolution(4, "box"), 0.0),
-        "super-resolution ×4, noise": (SuperResolution(4, "box"), 0.05),
-        "deblurring, noise": (Blur(gaussian_kernel(9, 1.6)), 0.05),
-    }
-    settings: dict[str, dict[str, Any]] = {
-        "replacement": {"steps": 100},
-        "repaint": {"steps": 50, "jump_length": 5, "jump_n_sample": 5},
-        "ddnm": {"steps": 50},
-        "ddnm+": {"steps": 50},
-        "ddrm": {"steps": 20},
-        "diffpir": {"steps": 30},
-        "pigdm": {"steps": 50},
-        "mcg": {"steps": 100},
-        "dps": {"steps": 100},
-    }
-    table = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for task, (A, sigma) in tasks.items():
-            y = A.measure(truths, sigma, seed=9)
-            base = A.pinv(y).clamp(0, 1)
-            table.append(_row(task, sigma, "pseudo-inverse", base, truths, A, y, 0, 0.0, ssim))
-            for name, options in settings.items():
-                if name == "ddnm+" and sigma == 0:
-                    continue  # there it is DDNM
-                answer = solve(A, y, name, backbone=b, sigma_y=sigma, seed=0, **options)
-                calls = answer.nfe + 1.5 * answer.vjps
-                table.append(
-                    _row(
-                        task, sigma, name, answer.x, truths, A, y, answer.nfe, calls, ssim, answer.seconds / len(truths)
-                    )
-                )
-    keep_data(
-        "measured", table, "Mean over Chelsea and three pictures drawn from cats64 itself, one seed, fast settings"
-    )
-    return draw_measured(table)
-
-
-def draw_measured(table: list[dict[str, Any]]) -> Any:
-    """Quality against cost, a panel per task."""
-    from matplotlib.ticker import NullLocator
-
-    tasks = list(dict.fromkeys(r["task"] for r in table))
-    drawn, axes = axes_figure(8.8, 5.0, 3, 2)
-    for one, task in zip(axes.ravel(), tasks, strict=True):
-        rows = [r for r in table if r["task"] == task and r["sampler"] != "pseudo-inverse"]
-        for r in rows:
-            one.plot(r["forward equivalents"], r["PSNR"], "o", ms=5, color=COLOURS[r["sampler"]])
-        base = next(r for r in table if r["task"] == task and r["sampler"] == "pseudo-inverse")
-        one.axhline(base["PSNR"], color="0.7", ls=":", lw=1)
-        one.set_xscale("log")
-        one.set_xlim(15, 550)
-        one.set_xticks([20, 50, 100, 250], ["20", "50", "100", "250"])
-        one.xaxis.set_minor_locator(NullLocator())
-        one.set_title(task, fontsize=9)
-    for one in axes[:, 0]:
-        one.set_ylabel("PSNR (dB)", fontsize=8.5)
-    for one in axes[-1]:
-        one.set_xlabel("cost in network calls", fontsize=8.5)
-    drawn.tight_layout()
-    for one, task in zip(axes.ravel(), tasks, strict=True):
-        rows = [r for r in table if r["task"] == task and r["sampler"] != "pseudo-inverse"]
-        label_points(one, [(NAMES[r["sampler"]], r["forward equivalents"], r["PSNR"]) for r in rows])
+    """Every sampler on six tasks, with intervals: what `benchmarks/which_sampler.py` measured."""
+    file = DATA / "which_sampler.json"
+    if not file.is_file():
+        return None
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    chosen = {task: sorted((r for r in rows if r["task"] == task), key=lambda r: r["psnr"][0]) for task in tasks}
+    high = [max(len(chosen[t]) for t in tasks[i : i + 2]) for i in range(0, len(tasks), 2)]
+    drawn = new_figure(7.2, 0.6 * len(high) + 0.185 * sum(high))
+    grid = drawn.add_gridspec(len(high), 2, height_ratios=high, hspace=0.34, wspace=0.98)
+    for k, task in enumerate(tasks):
+        axes = drawn.add_subplot(grid[k // 2, k % 2])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        bare = next((r for r in chosen[task] if r["method"] == "pseudo-inverse"), None)
+        with_network = [r for r in chosen[task] if r is not bare]
+        for i, r in enumerate(with_network):
+            mean, low, high_ = r["psnr"]
+            colour = COLOURS.get(r["sampler"], "0.3")
+            axes.plot([low, high_], [i, i], color=colour, lw=2.2, alpha=0.45, solid_capstyle="butt")
+            axes.plot(mean, i, "o", ms=5, color=colour)
+            axes.text(1.02, i, f"{r['seconds']:.2g} s", fontsize=7.5, color="0.35", va="center",
+                      transform=axes.get_yaxis_transform())  # fmt: skip
+        if bare is not None and bare["psnr"][0] > with_network[0]["psnr"][1] - 4:
+            axes.axvline(bare["psnr"][0], color="0.6", ls=":", lw=1)
+        axes.set_yticks(range(len(with_network)), [r["method"] for r in with_network])
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(-0.7, len(with_network) - 0.3)
+        axes.set_title(task, fontsize=9, loc="left")
+        if k >= len(tasks) - 2:
+            axes.set_xlabel("PSNR (dB)", fontsize=8.5)
+    drawn.subplots_adjust(left=0.2, right=0.945, top=0.97, bottom=0.055)
     return drawn
-
-
-def label_points(axes: Any, points: list[tuple[str, float, float]], size: float = 6.5) -> None:
-    """Names beside their points, each where it covers neither a point nor another name. The layout has to be final."""
-    scale = 72 / axes.figure.dpi  # all in typographic points
-    at = [scale * axes.transData.transform((x, y)) for _, x, y in points]
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
-    edge = scale * axes.get_window_extent().x0
-    for (name, x, y), (left, low) in zip(points, at, strict=True):
-        width = 0.68 * size * len(name)
-        heights = ((-2, 5, -10), (13, -17))  # near, far
-        offsets = [(dx, dy) for group in heights for dx in (5.0, -5.0 - width) for dy in group]
-        boxes = [(left + dx, low + dy, left + dx + width, low + dy + size) for dx, dy in offsets]
-        covered = [
-            sum(a < right and c > start and b < top and d > bottom for a, b, c, d in taken) + (start < edge)
-            for start, bottom, right, top in boxes
-        ]
-        best = min(range(len(boxes)), key=lambda i: covered[i])
-        taken.append(boxes[best])
-        axes.annotate(name, (x, y), fontsize=size, xytext=offsets[best], textcoords="offset points")
-
-
-def _row(
-    task: str, sigma: float, sampler: str, x: Tensor, truths: Tensor, A: Any, y: Tensor, nfe: int, cost: float,
-    ssim: Callable[..., Tensor], seconds: float = 0.0,
-) -> dict[str, Any]:  # fmt: skip
-    shown = x.clamp(0, 1)
-    return {
-        "task": task,
-        "sigma_y": sigma,
-        "sampler": sampler,
-        "PSNR": round(float(np.mean([psnr(one[None], truth) for one, truth in zip(shown, truths, strict=True)])), 2),
-        "SSIM": round(float(ssim(shown, truths).mean()), 3),
-        "misfit": float(f"{float((A(x) - y).square().mean().sqrt()):.2g}"),
-        "network calls": nfe,
-        "forward equivalents": cost,
-        "seconds per image": round(seconds, 2),
-    }
-
-
-# ---- Learn 13 and 14 --------------------------------------------------------------------------------------------
 
 
 @figure

@@ -1,0 +1,245 @@
+"""What the pages say of measurements is in the measurements: each test holds a statement of the documentation to `docs/data`.
+
+Numbers within prose are written by the macro `datum` from the same data; what is tested here are the words around them. Where a
+new measurement breaks a test, the page has to say something else.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+DATA = DOCS / "data"
+pytestmark = pytest.mark.docs
+
+MASKS = ("half missing", "strokes missing")
+
+
+def says(page: str, words: str) -> None:
+    """The page says so, whatever its line breaks."""
+    text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    assert words in text, f"{page} no longer says {words!r}: then its test below should go as well"
+
+
+@cache
+def rows(name: str) -> list[dict[str, Any]]:
+    content = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+    return content["rows"] if isinstance(content, dict) else content
+
+
+def of(name: str, column: str, **where: Any) -> float:
+    """The value (a mean, where it stands with its interval) of the one row with these values; `_` stands for a space."""
+    wanted = {key.replace("_", " "): value for key, value in where.items()}
+    (row,) = (r for r in rows(name) if all(r[k] == v for k, v in wanted.items()))
+    return row[column][0] if isinstance(row[column], list) else row[column]
+
+
+def held(task: str, method: str, column: str = "psnr") -> float:
+    return of("which_sampler", column, task=task, method=method)
+
+
+@cache
+def truth() -> dict[tuple[str, str, str], float]:
+    with open(DATA / "truth" / "summary.csv", encoding="utf-8", newline="") as file:
+        return {(r["task"], r["sampler"], r["metric"]): float(r["mean"]) for r in csv.DictReader(file) if r["mean"]}
+
+
+def score(task: str, sampler: str, metric: str) -> float:
+    return truth()[task, sampler, metric]
+
+
+def tasks(*starts: str) -> list[str]:
+    return [t for t in dict.fromkeys(t for t, _, _ in truth()) if t.startswith(starts)]
+
+
+# ---- Which sampler ----------------------------------------------------------------------------------------------
+
+
+def below(task: str, method: str) -> float:
+    return of("which_sampler", "below best", task=task, method=method)
+
+
+def test_diffpir_is_the_first_try_for_missing_pixels() -> None:
+    says("start/which-sampler.md", "nearest to the best PSNR for the least time, below")
+    for task in MASKS:
+        assert below(task, "diffpir, 20 steps") < 0.5
+        near = [r for r in rows("which_sampler") if r["task"] == task and r["sampler"] and r["below best"][0] <= 0.5]
+        assert min(near, key=lambda r: r["calls"] + r["vjps"])["method"] == "diffpir, 20 steps"
+
+
+def test_ddnm_has_more_detail_than_diffpir_at_the_same_psnr() -> None:
+    says("start/which-sampler.md", "`ddnm`, 100 steps: more detail at the same PSNR")
+    for task in MASKS:
+        assert held(task, "ddnm", "detail") > held(task, "diffpir, 20 steps", "detail") + 0.03
+        assert below(task, "ddnm") < 0.6
+
+
+def test_repaint_has_smaller_seams_than_replacement_not_than_ddnm() -> None:
+    says("start/which-sampler.md", "RePaint's are smaller than replacement's, not than DDNM's")
+    repaint, ddnm = (held("half missing", m, "seam") for m in ("repaint, 230 calls", "ddnm"))
+    assert held("half missing", "replacement, 50 steps", "seam") > 1.25 * repaint
+    assert abs(repaint - ddnm) < 0.2 < held("half missing", "repaint, 50 calls", "seam") - 1
+
+
+def test_pigdm_is_a_little_nearer_for_five_times_the_time() -> None:
+    says("start/which-sampler.md", "a little nearer, five times the time")
+    task = "super-resolution x4"
+    for other in ("ddrm", "ddnm, 20 steps"):
+        few = of("which_sampler", "pictures", task=task, method="pigdm, 20 steps")
+        assert 0 < below(task, other) < 0.6 and few >= 16
+        ratio = held(task, "pigdm, 20 steps", "seconds") / held(task, other, "seconds")
+        assert 4 < ratio < 7
+
+
+def test_where_there_is_noise_methods_that_model_it_are_ahead() -> None:
+    says("start/which-sampler.md", "they weigh the measurement against its noise")
+    for method in ("ddnm+, 20 steps", "ddrm"):
+        assert held("super-resolution x4, noise", method) > held("super-resolution x4, noise", "ddnm, 20 steps") + 0.5
+        assert below("blur, noise", method) < 0.3
+    assert held("blur, noise", "pseudo-inverse") < 10
+
+
+def test_mmps_is_as_lively_as_the_truth_and_pays_for_it() -> None:
+    says("start/which-sampler.md", "it pays 1.5 to 5 dB for it with 8 steps")
+    for task in (*MASKS, "super-resolution x4"):
+        assert 0.9 < held(task, "mmps, 8 steps", "detail") < 1.15
+    lost = [below(r["task"], "mmps, 8 steps") for r in rows("which_sampler") if r["method"] == "mmps, 8 steps"]
+    assert min(lost) > 1.25 and max(lost) < 5.75
+
+
+def test_twenty_steps_of_ddnm_are_enough_for_super_resolution_not_for_holes() -> None:
+    says("samplers/ddnm.md", "20 are enough for super-resolution, not for large holes")
+    gain = {t: held(t, "ddnm") - held(t, "ddnm, 20 steps") for t in ("super-resolution x4", "strokes missing")}
+    assert gain["super-resolution x4"] < 0.3 and gain["strokes missing"] > 0.8
+
+
+def test_a_call_with_a_gradient_takes_five_times_as_long_there() -> None:
+    says("learn/08-gradients.md", "of PiGDM, five times as much")
+    per_call = [
+        held("half missing", m, "seconds") / held("half missing", m, "calls") for m in ("ddnm", "pigdm, 20 steps")
+    ]
+    assert 4 < per_call[1] / per_call[0] < 6.5
+
+
+# ---- Learn ------------------------------------------------------------------------------------------------------
+
+
+def test_room_for_fresh_noise() -> None:
+    """Learn 2, exercise 4."""
+    from invdiff import load_backbone
+
+    says("learn/02-sampling.md", "With 25 steps up to 1.72 in the middle of the run")
+    a = load_backbone("cats64").schedule.respaced(25).alpha_bar[:-1]
+    room = ((1 - a[1:]) / (1 - a[1:] / a[:-1])).sqrt()
+    assert f"{room.max():.2f}" == "1.72" and room[0] < 1.01 and 8 <= int(room.argmax()) <= 16
+
+
+def test_more_steps_of_replacement_do_not_shrink_the_seam() -> None:
+    says("learn/04-replacement.md", "Do more steps help?")
+    plain = [r["seam"] for r in rows("resampling") if r["r"] == 1]
+    assert plain[-1] > plain[0]
+
+
+def test_resampling_beats_slowing_down() -> None:
+    says("learn/05-repaint.md", "with four times the calls its error")
+    slow, passes = (of("resampling_truth", "W2", how=h) for h in ("no jumps, 970 steps", "r = 2, j = 10, 250 steps"))
+    assert slow > passes
+    says("learn/05-repaint.md", "Short jumps make the answers too much alike: the variance shrinks.")
+    lengths = [of("resampling_truth", "variance", how=f"r = 10, j = {j}, 250 steps") for j in (1, 5, 10, 20)]
+    assert lengths == sorted(lengths) and lengths[0] < 0.9
+
+
+def test_twenty_passes_have_no_smaller_seam_on_one_photo() -> None:
+    says("learn/05-repaint.md", "that more passes are always better")
+    seams = {r["r"]: r["seam"] for r in rows("resampling") if r["how"] == "resampling"}
+    assert seams[20] > seams[1]
+
+
+def test_what_the_step_curve_shows() -> None:
+    def curve(sampler: str) -> dict[int, float]:
+        return {r["network calls"]: r["W2"] for r in rows("step_curve") if r["sampler"] == sampler}
+
+    floor = curve("exact draws (the floor)")[0]
+    says("learn/11-truth.md", "**Replacement hardly improves with more steps**")
+    assert curve("replacement")[1000] > 0.9 * curve("replacement")[100] > 3 * floor
+    says("learn/11-truth.md", "**Resampling removes a part of that bias**")
+    assert floor < curve("repaint")[1210] < 0.8 * curve("replacement")[1000]
+    says("learn/11-truth.md", "**None of the eight comes to the floor here**; nearest is PiGDM")
+    best = min((r["W2"], r["sampler"]) for r in rows("step_curve") if r["network calls"])
+    assert best[1] == "pigdm" and best[0] > 1.2 * floor
+    says("learn/11-truth.md", "**A method can get worse with more steps.**")
+    assert all(curve(s)[1000] > curve(s)[100] for s in ("mcg", "dps"))
+
+
+def test_the_half_way_point_of_pigdm_moves_nearly_tenfold() -> None:
+    from invdiff import NoiseSchedule
+
+    says("learn/10-filters.md", "nearly tenfold between the first panel and the last")
+    level = NoiseSchedule.linear().alpha_bar_at
+    assert 8 < (1 - level(800)) / (1 - level(100)) < 10
+
+
+def test_the_diffusion_imputer_has_the_lowest_crps() -> None:
+    says("learn/15-tables.md", "`DiffusionImputer` has the lowest CRPS on all four tables and with both kinds of holes")
+    sums: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name, cell in json.loads((DATA / "tables.json").read_text(encoding="utf-8")).items():
+        table, holes, pattern, method = name.split("/")
+        if "crps" in cell and pattern in "012" and not method.startswith("DiffusionImputer,"):
+            sums.setdefault((table, holes), {}).setdefault(method, []).append(cell["crps"])
+    assert len(sums) == 8
+    for found in sums.values():
+        assert min(found, key=lambda m: sum(found[m]) / len(found[m])) == "DiffusionImputer"
+
+
+# ---- Distance to the truth --------------------------------------------------------------------------------------
+
+
+def test_mmps_on_gaussians_and_mixtures() -> None:
+    says("results/truth.md", "(C2ST at most 0.53)")
+    assert max(score(t, "mmps", "c2st") for t in tasks("gaussian8", "image-")) < 0.535
+    says(
+        "results/truth.md",
+        "is within 0.01 of the floor on `gaussian8-random` and `image-mask`, and 0.017 above it on `gaussian8-mask`",
+    )
+    above = {t: score(t, "mmps", "w2") - score(t, "exact", "w2") for t in tasks("gaussian8", "image-mask")}
+    assert max(v for t, v in above.items() if not t.startswith("gaussian8-mask")) < 0.01
+    assert max(v for t, v in above.items() if t.startswith("gaussian8-mask")) < 0.0175
+    says("results/truth.md", "On the mixtures C2ST is 0.47 to 0.56, and 0.63 in 80 dimensions")
+    found = {t: score(t, "mmps", "c2st") for t in tasks("gmm25", "two-modes")}
+    assert f"{found.pop('gmm25-80-random'):.2f}" == "0.63"
+    assert f"{min(found.values()):.2f}" == "0.47" and f"{max(found.values()):.2f}" == "0.56"
+    says("results/truth.md", "it fails where a mask hides half (1.00; the floor is 0.46)")
+    assert score("photographs-mask", "mmps", "c2st") > 0.995
+
+
+def test_tds_finds_modes_and_collapses_on_images() -> None:
+    says("results/truth.md", "at most 1.8 times that of exact draws on every mixture where that is above 0.01")
+    for task in tasks("gmm25", "two-modes"):
+        exact = score(task, "exact", "mode_error")
+        assert exact <= 0.01 or score(task, "tds", "mode_error") <= 1.8 * exact
+    says("results/truth.md", "where a mask or a colorization measures many numbers (C2ST 1.00)")
+    assert min(score(t, "tds", "c2st") for t in tasks("image-mask", "image-colorization")) > 0.99
+
+
+def test_the_rest_of_the_page_on_truth() -> None:
+    says("results/truth.md", "RePaint, DAPS and CoPaint reach 0.55 to 0.56 on `gaussian8-mask` without noise")
+    clean = [score("gaussian8-mask sigma_y=0", s, "c2st") for s in ("repaint", "daps", "copaint")]
+    assert min(clean) > 0.544 and max(clean) < 0.565
+    says(
+        "results/truth.md", "RePaint, replacement, DDNM and MCG are told apart in 98 % of the cases on `gaussian8-mask`"
+    )
+    noisy = [score("gaussian8-mask sigma_y=0.1", s, "c2st") for s in ("repaint", "replacement", "ddnm", "mcg")]
+    assert all(0.975 < v < 0.985 for v in noisy)
+    says(
+        "results/truth.md",
+        "(Wasserstein-2 0.71 and 0.43 without noise), and near with a scale of 0.02 (0.07 and 0.07; the floor is 0.03)",
+    )
+    names = ("mcg", "dps", "mcg scale=0.02", "dps scale=0.02", "exact")
+    shown = [f"{score('gaussian8-mask sigma_y=0', s, 'w2'):.2f}" for s in names]
+    assert shown == ["0.71", "0.43", "0.07", "0.07", "0.03"]
