@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick test-avx2 test-app test-gpu lint docs figures format clean
+.PHONY: demo test quick test-avx2 test-app test-gpu test-site lint docs outputs figures format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/invdiff demo --output demo/comparison.png
 
 # One thread each: two busy-waiting processes would slow each other down.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not app"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not app and not site"
 
 quick: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not docs and not app"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not docs and not app and not site"
 
 # A laptop without bfloat16, as far as a larger processor can stand in for it: what a network runs on, once more.
 PROCESSOR := tests/test_network.py tests/test_own_network.py tests/test_zoo.py tests/test_solve.py tests/test_cli.py
@@ -42,6 +42,15 @@ format: $(VENV)/.installed
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The built pages: their links, and in a headless Chromium, where there is one, the search, the slides and a phone's width.
+test-site: docs
+	$(BIN)/python -m pip install --quiet "playwright>=1.45"
+	INVDIFF_SITE=site $(BIN)/python -m pytest tests/test_site.py -m site -rs
+
+# What the code of the pages prints and draws, where that code has changed.
+outputs: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/outputs.py --changed
 
 figures: $(VENV)/.installed
 	$(BIN)/python docs/figures/make.py --jobs 2

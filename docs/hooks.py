@@ -42,13 +42,14 @@ _INLINE = re.compile(r"\{\{= (?P<call>(?P<name>[a-z_]+)\(.*?\)) \}\}")
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """mkdocs calls this with every page before it is rendered."""
     source = page.file.src_uri
+    page.meta.setdefault("search", {}).setdefault("boost", boost(source))
     made = expand(with_outputs(markdown, source), source)
     if source in notebooks.notebook_pages():
         name = notebooks.path(source).rpartition("/")[2]
-        link = f"[Download as notebook]({name}){{ .notebook download={name} }}"
+        link = f"[Download as notebook]({name}){{ .notebook download={name} data-search-exclude=1 }}"
         if source in slides.chapters():
             deck = slides.path(source).removeprefix("learn/")
-            link += f" [Slides]({deck}){{ .notebook }}"
+            link += f" [Slides]({deck}){{ .notebook data-search-exclude=1 }}"
         made = re.sub(
             r"^# .*$",
             lambda m: f"{m[0]}\n\n{link}",
@@ -57,6 +58,26 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             flags=re.MULTILINE,
         )
     return made
+
+
+# What a searcher means by a word is more often something to do than a class of that name.
+BOOSTS = {
+    "start/": 3.0,
+    "howto/": 3.0,
+    "gallery/": 2.0,
+    "benchmarks/": 3.0,
+    "learn/": 1.2,
+    "results/": 0.6,
+    "api/": 0.3,
+    "changelog": 0.2,
+}
+
+
+def boost(source: str) -> float:
+    """How much a page's words count in the search."""
+    return next(
+        (b for folder, b in BOOSTS.items() if source.startswith(folder)), 1.0
+    )
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
@@ -880,6 +901,151 @@ def provenance(name: str) -> str:
     return ". ".join(parts) + "." if parts else ""
 
 
+def sampler_seconds() -> str:
+    """Calls of every sampler with its defaults, and what they take with cats64 on the machine of `docs/data/speed.json`."""
+    from invdiff.backbones.schedule import NoiseSchedule
+    from invdiff.samplers import sampler_class
+
+    file = DATA / "speed.json"
+    if not file.is_file():
+        return note("`python benchmarks/speed.py --out docs/data` measures it.")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    measured = [
+        r
+        for r in found["overhead"]
+        if r["backbone"] == "cats64" and r["batch"] == 1
+    ]
+    rows = []
+    for row in sorted(
+        measured, key=lambda r: r["run_ms"] * _calls(r["sampler"])
+    ):
+        calls = _calls(row["sampler"])
+        gradient = (
+            "yes"
+            if sampler_class(row["sampler"])().cost(NoiseSchedule.linear()).vjps
+            else ""
+        )
+        seconds = calls * row["run_ms"] / 1000
+        rows.append(
+            [
+                f"`{row['sampler']}`",
+                f"{calls:,}",
+                gradient,
+                f"{row['run_ms']:.0f}",
+                f"{seconds:.1f}",
+            ]
+        )
+    about = found["about"]
+    where = f"{about['machine']}, {about['threads']} thread(s), PyTorch {about['torch'].split('+')[0]}, precision `auto`, {about['clock']}"
+    head = ["sampler", "network calls", "gradient", "ms a call", "seconds"]
+    return (
+        markdown_table(head, rows, "lrcrr")
+        + f"\n\n{where}. Made by `python benchmarks/speed.py --out docs/data`."
+    )
+
+
+def _calls(name: str) -> int:
+    from invdiff.backbones.schedule import NoiseSchedule
+    from invdiff.samplers import sampler_class
+
+    return sampler_class(name)().network_calls(NoiseSchedule.linear())
+
+
+def bibtex() -> str:
+    """The library and its references as BibTeX, from CITATION.cff."""
+    import yaml
+
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    entries = [
+        _entry(
+            "software",
+            "invdiff",
+            cff["title"],
+            cff["authors"],
+            {"version": cff["version"], "license": cff["license"]},
+        )
+    ]
+    for paper in cff["references"]:
+        first = paper["authors"][0]["family-names"].lower().replace(" ", "")
+        word = re.findall(r"[a-z]+", paper["title"].lower())[0]
+        more = {"booktitle": paper["collection-title"], "year": paper["year"]}
+        entries.append(
+            _entry(
+                "inproceedings",
+                f"{first}{paper['year']}{word}",
+                paper["title"],
+                paper["authors"],
+                more,
+            )
+        )
+    return "```bibtex\n" + "\n\n".join(entries) + "\n```"
+
+
+def _entry(
+    kind: str,
+    key: str,
+    title: str,
+    authors: list[dict[str, str]],
+    more: dict[str, Any],
+) -> str:
+    names = " and ".join(
+        f"{a['family-names']}, {a['given-names']}"
+        if "family-names" in a
+        else f"{{{a['name']}}}"
+        for a in authors
+    )
+    fields = {"title": f"{{{title}}}", "author": names, **more}
+    lines = ",\n".join(
+        f"  {name} = {{{value}}}" for name, value in fields.items()
+    )
+    return f"@{kind}{{{key},\n{lines}\n}}"
+
+
+def chapters_table() -> str:
+    """Every chapter as slides and as a notebook."""
+    rows = []
+    for page in slides.chapters():
+        stem = page.removeprefix("learn/").removesuffix(".md")
+        rows.append([f"[{notebooks.title(page)}](%UP%learn/{stem}.md)", f"[slides](%UP%{slides.path(page)})",
+                     f"[notebook](%UP%{notebooks.path(page)})"])  # fmt: skip
+    return markdown_table(["chapter", "", ""], rows)
+
+
+def figures_table() -> str:
+    """Every figure that `docs/figures/make.py` makes: what it shows, its files, and the command."""
+    source = (DOCS / "figures" / "make.py").read_text(encoding="utf-8")
+    rows = []
+    for node in ast.parse(source).body:
+        drawn = isinstance(node, ast.FunctionDef) and any(
+            getattr(d, "id", "") == "figure" for d in node.decorator_list
+        )
+        if not drawn or not isinstance(node, ast.FunctionDef):
+            continue
+        found = [
+            DOCS / "assets" / "figures" / f"{node.name}{e}"
+            for e in (".png", ".jpg", ".svg", ".gif", ".mp4")
+        ]
+        files = [f for f in found if f.is_file()]
+        if files:
+            links = ", ".join(
+                f"[{f.suffix[1:].upper()}](%UP%assets/figures/{f.name})"
+                for f in files
+            )
+            says = (ast.get_docstring(node) or "").splitlines()[0]
+            small = next(
+                (f for f in files if f.suffix in (".png", ".jpg", ".gif")), None
+            )
+            image = (
+                f"![{node.name}](%UP%assets/figures/{small.name}){{ width=160 loading=lazy }}"
+                if small
+                else ""
+            )
+            rows.append([image, says, links, f"`--only {node.name}`"])
+    return markdown_table(
+        ["", "shows", "files", "`python docs/figures/make.py`"], rows
+    )
+
+
 def _number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
@@ -924,5 +1090,9 @@ MACROS: dict[str, Callable[..., str]] = {
         truth_tables,
         measured_markdown,
         provenance,
+        sampler_seconds,
+        bibtex,
+        chapters_table,
+        figures_table,
     )
 }

@@ -229,7 +229,9 @@ def commands(text: str) -> None:
         if words[:1] != ["invdiff"]:
             continue
         console.width = errors.width = COLUMNS
-        result = CliRunner().invoke(app, imports_first(words[1:]))
+        result = CliRunner().invoke(
+            app, imports_first(words[1:]), prog_name="invdiff"
+        )
         if result.exit_code:
             raise RuntimeError(f"{line}\n{result.output}\n{result.exception!r}")
         print(result.stdout, end="")

@@ -18,7 +18,7 @@
   function shrink(slide) {
     const inner = slide.querySelector(".inner");
     const over = () => inner.scrollHeight > inner.clientHeight + 1 || inner.scrollWidth > inner.clientWidth + 1;
-    for (let size = 30; size >= 13 && over(); size -= 1) {
+    for (let size = 30; size >= 9 && over(); size -= 1) {
       inner.style.fontSize = `${size}px`;
       for (const image of inner.querySelectorAll("img")) image.style.maxHeight = `${Math.round((size - 6) * 21)}px`;
     }
