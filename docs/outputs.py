@@ -51,6 +51,7 @@ COLUMNS = 80  # of the terminal that console blocks believe in
 LONG = 25  # lines; longer outputs are folded
 SHOWN = 4  # pictures of one block; the rest is counted
 WIDEST = 900  # pixels of a kept picture
+LARGEST = 300_000  # bytes of a kept animation
 
 _FENCE = re.compile(
     r"^(?P<indent>[ \t]*)```(?P<language>\w+)(?: title=\"(?P<file>[\w.-]+)\")?[ \t]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$",
@@ -397,7 +398,7 @@ def _keep(page: str, number: int, name: str, picture: Any) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(picture, bytes):
         file = folder / f"{stem}.gif"
-        file.write_bytes(picture)
+        file.write_bytes(as_small_animation(picture))
         size = Image.open(file).size
     else:
         file = folder / f"{stem}.png"
@@ -415,6 +416,37 @@ def _keep(page: str, number: int, name: str, picture: Any) -> dict[str, Any]:
         "width": size[0] * enlarge,
         "pixels": enlarge > 1,
     }
+
+
+def as_small_animation(content: bytes) -> bytes:
+    """A GIF in fewer colours, then with every second frame, then at half its size, until it is small: noise packs badly."""
+    from PIL import Image, ImageSequence
+
+    for step, shrink in ((1, 1), (2, 1), (2, 2)):
+        if len(content) <= LARGEST:
+            break
+        with Image.open(io.BytesIO(content)) as moving:
+            frames = [f.convert("RGB") for f in ImageSequence.Iterator(moving)]
+            wait = moving.info.get("duration", 100)
+        few = [
+            f.reduce(shrink).quantize(64, dither=Image.Dither.NONE)
+            for f in frames[::step]
+        ]
+        buffer = io.BytesIO()
+        few[0].save(
+            buffer,
+            "GIF",
+            save_all=True,
+            append_images=few[1:],
+            duration=wait * step,
+            loop=0,
+        )
+        content = (
+            buffer.getvalue()
+            if len(buffer.getvalue()) < len(content)
+            else content
+        )
+    return content
 
 
 def as_small(picture: Any) -> Any:
