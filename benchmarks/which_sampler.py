@@ -66,6 +66,7 @@ SHORT = {"jump_length": 5}
 
 METHODS: tuple[tuple[str, str, dict[str, Any], tuple[str, ...]], ...] = (
     ("pseudo-inverse", "", {}, tuple(TASKS)),
+    ("none named", "auto", {}, tuple(TASKS)),
     ("ddrm", "ddrm", {}, tuple(TASKS)),
     ("ddnm, 20 steps", "ddnm", {"steps": 20}, (*CLEAN, NOISY)),
     ("ddnm", "ddnm", {}, CLEAN),
@@ -76,7 +77,7 @@ METHODS: tuple[tuple[str, str, dict[str, Any], tuple[str, ...]], ...] = (
     ("replacement, 50 steps", "replacement", {"steps": 50}, MASKS),
     ("repaint, 50 calls", "repaint", {"steps": 20, "jump_n_sample": 3, **SHORT}, MASKS),
     ("repaint, 230 calls", "repaint", {"steps": 50, "jump_n_sample": 5, **SHORT}, MASKS),
-    ("mmps, 8 steps", "mmps", {"steps": 8, "iterations": 1}, tuple(TASKS)),
+    ("mmps, 10 steps", "mmps", {"steps": 10, "iterations": 1}, tuple(TASKS)),
     ("pigdm, 20 steps", "pigdm", {"steps": 20}, tuple(TASKS)),
     ("dps, 50 steps", "dps", {"steps": 50}, (HALF, NOISY)),
     ("mcg, 50 steps", "mcg", {"steps": 50}, (HALF,)),
@@ -123,7 +124,7 @@ def restore(backbones: dict[bool, Any], task: str, method: str, truth: Tensor, f
             operator,
             y,
             sampler,
-            backbone=backbones[sampler_class(sampler).uses_gradient],
+            backbone=backbones[sampler != "auto" and sampler_class(sampler).uses_gradient],
             sigma_y=sigma_y,
             seed=list(range(first, first + count)),
             batch_size=count,

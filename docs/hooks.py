@@ -740,6 +740,51 @@ def _quickest(rows: list[dict[str, Any]], near: float = 0.5) -> str:
     )
 
 
+def quality_words() -> str:
+    """Per task of `docs/data/quality.md`: our fastest method, the next library's, and which never came there."""
+    file = DATA / "quality.md"
+    if not file.is_file():
+        return note(
+            "Not measured for this copy of the pages: `python benchmarks/quality.py --parts truth` does it."
+        )
+    said = []
+    for part in re.split(
+        r"^### ", file.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )[1:]:
+        task, _, body = part.partition("\n")
+        target = re.search(r"To reach: ([\d.]+\d)", body)
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in body.splitlines()
+            if line.startswith("| ") and not line.startswith("| library")
+        ]
+        came = [r for r in rows if r[2] not in ("never", "failed")]
+        ours = [r for r in came if r[0] == "invdiff"]
+        theirs = [r for r in came if r[0] != "invdiff"]
+        if not ours or target is None:
+            continue
+
+        def cost(row: list[str]) -> str:
+            seconds, calls = (row[k].split()[0] for k in (2, 3))
+            return f"{row[1]}, {calls} forward equivalents and {float(seconds):.2g} s"
+
+        words = f"* **{task}**, distance {target[1]}: {cost(ours[0])}"
+        words += (
+            f"; of the other libraries first {theirs[0][0]}'s {cost(theirs[0])}."
+            if theirs
+            else "; no other library came there."
+        )
+        never = [r for r in rows if r[0] != "invdiff" and r[2] == "never"]
+        if never:
+            near = min(never, key=lambda r: float(r[6]))
+            words += (
+                f" {len(never)} of their methods never did, the nearest of those "
+                f"{near[0]}'s {near[1]} ({near[6]})."
+            )
+        said.append(words)
+    return "\n".join(said)
+
+
 def truth_overview() -> str:
     """Sliced Wasserstein-2 distance of every sampler on every task as a table whose colours say how many floors it is."""
     file = DATA / "truth" / "summary.csv"
@@ -1082,6 +1127,7 @@ MACROS: dict[str, Callable[..., str]] = {
         datum,
         which_sampler,
         time_to_quality,
+        quality_words,
         truth_overview,
         data_markdown,
         suite_results,

@@ -106,10 +106,10 @@ def test_where_there_is_noise_methods_that_model_it_are_ahead() -> None:
 
 
 def test_mmps_is_as_lively_as_the_truth_and_pays_for_it() -> None:
-    says("start/which-sampler.md", "it pays 1.5 to 5 dB for it with 8 steps")
+    says("start/which-sampler.md", "it pays 1.5 to 5 dB for it with 10 steps")
     for task in (*MASKS, "super-resolution x4"):
-        assert 0.9 < held(task, "mmps, 8 steps", "detail") < 1.15
-    lost = [below(r["task"], "mmps, 8 steps") for r in rows("which_sampler") if r["method"] == "mmps, 8 steps"]
+        assert 0.9 < held(task, "mmps, 10 steps", "detail") < 1.15
+    lost = [below(r["task"], "mmps, 10 steps") for r in rows("which_sampler") if r["method"] == "mmps, 10 steps"]
     assert min(lost) > 1.25 and max(lost) < 5.75
 
 

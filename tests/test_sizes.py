@@ -201,3 +201,9 @@ def test_noise_is_modelled_where_nothing_is_named(recwarn):
     answer = solve(iv.Identity(), y, sigma_y=20.0, steps=5)
     assert not [w for w in recwarn if "noise" in str(w.message)]
     assert float((answer.x[0] - torch.from_numpy(y).movedim(-1, 0) / 255).abs().mean()) > 0.01
+
+
+def test_sample_draws_the_size_that_windows_were_given():
+    prior = iv.GaussianBackbone(torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.1))
+    assert iv.sample(iv.Windows(prior, (1, 8, 16)), 1, steps=2).x.shape == (1, 1, 8, 16)
+    assert iv.sample(iv.Windows(prior, (1, 8, 16)), 1, steps=2, size=(16, 8)).x.shape == (1, 1, 16, 8)
