@@ -9,12 +9,12 @@ import torch
 
 import invdiff as iv
 from invdiff.bench.posterior.distances import gaussian_w2, total_variation
-from invdiff.errors import InvdiffError
+from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.noise import NoiseSource
 from invdiff.operators.matrix import random_matrix
 from invdiff.priors.named import correlated_gaussian, gmm25, two_modes16
 from invdiff.samplers.local_gaussian import LocalGaussian, Seen
-from invdiff.samplers.particles import effective_sample_size, multinomial, systematic
+from invdiff.samplers.particles import effective_sample_size, multinomial, survivors, systematic
 
 NAMES = ("tds", "mcg-diff", "fps-smc")
 
@@ -102,6 +102,25 @@ def test_the_particles_of_an_image_and_what_they_cost_are_told(gaussian, name):
     assert s.nfe == math.ceil(sum(asked) / 6)
     one = iv.solve(A, A(x[:1]), backbone=counted, sigma_y=0.1, **few(name))
     assert one.nfe == iv.samplers.sampler_class(name)(steps=6, particles=4).network_calls(backbone.schedule)
+
+
+def test_survivors_are_the_first_particles_that_have_descendants():
+    own, first, halves = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0], [1, 1, 3, 3]])
+    pairs = torch.tensor([0, 1, 0, 1])
+    runs = torch.stack([torch.stack(run) for run in ((own, own), (halves, own), (halves, pairs), (own, first))])
+    assert survivors(runs).tolist() == [4, 2, 1, 1]
+
+
+def test_particles_that_all_descend_from_one_say_so(recwarn):
+    image = correlated_gaussian((1, 1, 64))
+    A = iv.Mask((torch.arange(64) < 60).float()[None])
+    y = A(image.prior_sample(1, seed=0))
+    with pytest.warns(InvdiffWarning, match="descend from one"):
+        s = iv.solve(A, y, backbone=image, n_samples=8, **few("tds", twisting="scalar"))
+    assert s.diagnostics["survivors"].tolist() == [[1, 1]]
+    recwarn.clear()
+    s = iv.solve(A, y, backbone=image, n_samples=8, **few("tds", twisting="moments"))
+    assert int(s.diagnostics["survivors"].min()) == 4 and not recwarn.list
 
 
 def test_products_are_counted_for_the_problem(gaussian):

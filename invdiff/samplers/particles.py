@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone
-from invdiff.errors import DivergenceError, InvdiffError
+from invdiff.errors import DivergenceError, InvdiffError, InvdiffWarning
 from invdiff.noise import Draw, NoiseSource
 from invdiff.operators.base import LinearOperator
 from invdiff.options import option
@@ -52,6 +53,16 @@ def multinomial(weights: Tensor, u: Tensor) -> Tensor:
 def _ancestors(weights: Tensor, positions: Tensor) -> Tensor:
     found = torch.searchsorted(weights.cumsum(-1), positions.clamp_min(1e-300).contiguous())  # not one of no weight
     return found.clamp_(max=weights.shape[-1] - 1)
+
+
+def survivors(ancestors: Tensor) -> Tensor:
+    """How many of the first particles have descendants among the last; (..., resamplings, P) ancestors -> (...)."""
+    size = ancestors.shape[-1]
+    line = torch.arange(size).expand(*ancestors.shape[:-2], size)
+    for k in range(ancestors.shape[-2]):
+        line = line.gather(-1, ancestors[..., k, :])
+    line = line.sort(-1).values
+    return 1 + (line[..., 1:] != line[..., :-1]).sum(-1)
 
 
 RESAMPLING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"systematic": systematic, "multinomial": multinomial}
@@ -194,8 +205,8 @@ class ParticleSampler(Sampler):
             walk: as for every sampler, one row for each particle. Its record says with `per_image` how many rows, a multiple of
                 `particles`, are of one image (one population by default), and is told of every call and of "ess" (images,
                 populations, weighings), "ancestors" (images, populations, resamplings, particles), "log_evidence" (images,
-                populations), "log_weights" of all particles in their pool (images, particles), and "log_weights_before" every
-                resampling (images, populations, weighings, particles), largest 0.
+                populations), "survivors" (images, populations), "log_weights" of all particles in their pool (images, particles),
+                and "log_weights_before" every resampling (images, populations, weighings, particles), largest 0.
 
         Returns:
             As many rows, unclamped, model range: draws from the pool of an image in random order, or the particles.
@@ -243,6 +254,15 @@ class ParticleSampler(Sampler):
         details["log_weights"] = pooled.flatten(1).log_softmax(-1)
         details["ancestors"] = torch.stack(cloud.ancestors, -2).reshape(*shape, -1, size)
         details["log_weights_before"] = torch.stack(cloud.weights_before, -2).reshape(*shape, -1, size)
+        details["survivors"] = survivors(details["ancestors"])
+        if size > 1 and bool((details["survivors"] == 1).all(-1).any()):
+            warnings.warn(
+                f"{self.name}: all {size} particles of an image descend from one of the first, so its samples are as good as one guided "
+                "run and their weights say little: the measurement tells particles apart by more than so many can follow. More "
+                "particles help where few numbers are measured; for pictures take mmps. See Solution.diagnostics['survivors']",
+                InvdiffWarning,
+                stacklevel=2,
+            )
         if self.result == "particles":
             return x
         weights = pooled.flatten(1).softmax(-1)
