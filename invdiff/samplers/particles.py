@@ -257,9 +257,9 @@ class ParticleSampler(Sampler):
         details["survivors"] = survivors(details["ancestors"])
         if size > 1 and bool((details["survivors"] == 1).all(-1).any()):
             warnings.warn(
-                f"{self.name}: all {size} particles of an image descend from one of the first, so its samples are as good as one guided "
-                "run and their weights say little: the measurement tells particles apart by more than so many can follow. More "
-                "particles help where few numbers are measured; for pictures take mmps. See Solution.diagnostics['survivors']",
+                f"{self.name}: all {size} particles of an image descend from one of the first: its samples are as good as one "
+                "guided run, and their weights say little, as the measurement tells particles too far apart. "
+                "More particles help where few numbers are measured; for pictures take mmps",
                 InvdiffWarning,
                 stacklevel=2,
             )

@@ -39,6 +39,7 @@ class TDS(ParticleSampler):
       Tweedie's second formula (as in MMPS, Rozet et al. 2024). p and q are then steps of the Gaussian N(x0, C), before and
       after it has seen y, so on a Gaussian prior all weights are equal, for any number of steps.
     - "scalar": ``C = r^2 I`` with r^2 = tausq S/(tausq + S), S = (1 - a)/a: one gradient through the network, whatever the size.
+      The proposal goes along it no further than what brings A x0 nearest to y.
     - "paper": the authors' code: ``- |y - A x0|^2 / 2 v``, no normaliser, sigma_y unused, v by `var_type`.
     """
 
@@ -190,7 +191,10 @@ class TDS(ParticleSampler):
         else:
             back = operator.filtered_residual(lambda values: 1 / (prior * values + sigma_y**2), y, x0)
             log_twist = -0.5 * inner(operator.pinv(residual, tuple(x0.shape[1:])), back)
-        moved = x0 + (1 - a) / a**0.5 * pullback(back)
+        shift = (1 - a) / a**0.5 * pullback(back)
+        if self.twisting != "paper":
+            shift = _not_beyond(operator(shift), residual).to(shift).reshape(-1, 1, 1, 1) * shift
+        moved = x0 + shift
         return x0, (moved.clamp(-1, 1) if self.clip else moved) - x0, prediction.log_variance, log_twist
 
     def _meet(self, x0: Tensor, v: Tensor, problem: Problem, log_twist: Tensor, cloud: Population) -> Tensor:
@@ -205,6 +209,13 @@ class TDS(ParticleSampler):
         away = A.pinv(problem.y - A(x0))
         cloud.weigh(-0.5 * inner(away, away / v) - log_twist)
         return problem.replace_known(x0)
+
+
+def _not_beyond(seen: Tensor, residual: Tensor) -> Tensor:
+    """The share of a shift, (B,), at most 1, that brings what A sees of it nearest to the residual: along directions that vary more
+    than the scalar guess assumes the whole would go far beyond, further at every step."""
+    length = inner(seen, seen)
+    return torch.where(length > 0, inner(seen, residual) / length.clamp(min=1e-300), 1.0).clamp(0, 1)
 
 
 def linearised(backbone: Backbone, x_t: Tensor, t: int) -> tuple[Prediction, Tensor, _Pullback]:
