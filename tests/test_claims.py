@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,36 +66,54 @@ def below(task: str, method: str) -> float:
     return of("which_sampler", "below best", task=task, method=method)
 
 
-def test_diffpir_is_the_first_try_for_missing_pixels() -> None:
-    says("start/which-sampler.md", "nearest to the best PSNR for the least time, below")
+def test_nothing_named_is_best_where_there_is_no_noise() -> None:
+    says(
+        "start/which-sampler.md",
+        "`ddnm`, 100 steps: less smooth | best PSNR and smallest seam below |",
+    )
+    says(
+        "start/which-sampler.md",
+        "`ddnm` or `ddrm`, 20 steps: less smooth | best PSNR below |",
+    )
+    for task in (*MASKS, "super-resolution x4"):
+        assert abs(below(task, "none named")) < 0.05
+    exact = [r for r in rows("which_sampler") if r["task"] == "half missing" and r["misfit"][0] < 0.01]
+    assert min(exact, key=lambda r: abs(r["seam"][0] - 1))["method"] == "none named"
+    for task, other in ((MASKS[0], "ddnm"), (MASKS[1], "ddnm"), ("super-resolution x4", "ddnm, 20 steps")):
+        assert held(task, other, "detail") > held(task, "none named", "detail") + 0.03
+    says("start/which-sampler.md", "the same PSNR for a third of the time")
+    assert abs(held("colorization", "ddnm") - held("colorization", "none named")) < 0.4
+    assert 2 < held("colorization", "ddnm", "seconds") / held("colorization", "none named", "seconds") < 4.5
+
+
+def test_nothing_named_is_behind_where_there_is_noise() -> None:
+    says("start/which-sampler.md", "Where none is named the result is smoother and half a dB farther")
+    for task in ("super-resolution x4, noise", "blur, noise"):
+        assert 0.3 < below(task, "none named") - below(task, "ddrm") < 0.75
+        assert held(task, "none named", "detail") < held(task, "ddrm", "detail")
+
+
+def test_diffpir_is_the_first_try_in_a_hurry() -> None:
+    says("start/which-sampler.md", "within 0.5 dB of the best for the least time")
     for task in MASKS:
-        assert below(task, "diffpir, 20 steps") < 0.5
         near = [r for r in rows("which_sampler") if r["task"] == task and r["sampler"] and r["below best"][0] <= 0.5]
         assert min(near, key=lambda r: r["calls"] + r["vjps"])["method"] == "diffpir, 20 steps"
 
 
-def test_ddnm_has_more_detail_than_diffpir_at_the_same_psnr() -> None:
-    says("start/which-sampler.md", "`ddnm`, 100 steps: more detail at the same PSNR")
-    for task in MASKS:
-        assert held(task, "ddnm", "detail") > held(task, "diffpir, 20 steps", "detail") + 0.03
-        assert below(task, "ddnm") < 0.6
-
-
 def test_repaint_has_smaller_seams_than_replacement_not_than_ddnm() -> None:
-    says("start/which-sampler.md", "RePaint's are smaller than replacement's, not than DDNM's")
+    says("start/which-sampler.md", "RePaint's seams are smaller than replacement's, not than DDNM's")
     repaint, ddnm = (held("half missing", m, "seam") for m in ("repaint, 230 calls", "ddnm"))
     assert held("half missing", "replacement, 50 steps", "seam") > 1.25 * repaint
     assert abs(repaint - ddnm) < 0.2 < held("half missing", "repaint, 50 calls", "seam") - 1
 
 
-def test_pigdm_is_a_little_nearer_for_five_times_the_time() -> None:
-    says("start/which-sampler.md", "a little nearer, five times the time")
-    task = "super-resolution x4"
-    for other in ("ddrm", "ddnm, 20 steps"):
-        few = of("which_sampler", "pictures", task=task, method="pigdm, 20 steps")
-        assert 0 < below(task, other) < 0.6 and few >= 16
+def test_pigdm_is_as_near_for_five_times_the_time() -> None:
+    says("start/which-sampler.md", "`pigdm`, 20 steps: five times the time")
+    task = "super-resolution x4, noise"
+    for other in ("ddrm", "ddnm+, 20 steps"):
+        assert -0.05 < below(task, other) - below(task, "pigdm, 20 steps") < 0.3
         ratio = held(task, "pigdm, 20 steps", "seconds") / held(task, other, "seconds")
-        assert 4 < ratio < 7
+        assert 3.5 < ratio < 7
 
 
 def test_where_there_is_noise_methods_that_model_it_are_ahead() -> None:
@@ -106,11 +125,10 @@ def test_where_there_is_noise_methods_that_model_it_are_ahead() -> None:
 
 
 def test_mmps_is_as_lively_as_the_truth_and_pays_for_it() -> None:
-    says("start/which-sampler.md", "it pays 1.5 to 5 dB for it with 10 steps")
+    says("start/which-sampler.md", "with 10 steps it pays 2 dB and more for it")
     for task in (*MASKS, "super-resolution x4"):
         assert 0.9 < held(task, "mmps, 10 steps", "detail") < 1.15
-    lost = [below(r["task"], "mmps, 10 steps") for r in rows("which_sampler") if r["method"] == "mmps, 10 steps"]
-    assert min(lost) > 1.25 and max(lost) < 5.75
+    assert min(r["below best"][0] for r in rows("which_sampler") if r["method"] == "mmps, 10 steps") > 1.5
 
 
 def test_twenty_steps_of_ddnm_are_enough_for_super_resolution_not_for_holes() -> None:
@@ -125,6 +143,25 @@ def test_a_call_with_a_gradient_takes_five_times_as_long_there() -> None:
         held("half missing", m, "seconds") / held("half missing", m, "calls") for m in ("ddnm", "pigdm, 20 steps")
     ]
     assert 4 < per_call[1] / per_call[0] < 6.5
+
+
+def test_a_call_with_a_gradient_takes_3_to_5_forward_calls() -> None:
+    says("learn/08-gradients.md", "2.9 to 4.7, the more the larger the network's pictures and batches")
+    rows_ = json.loads((DATA / "speed.json").read_text(encoding="utf-8"))["overhead"]
+    ratios = []
+    for where in sorted({(r["backbone"], r["batch"]) for r in rows_}, reverse=True):
+        mine = [r for r in rows_ if (r["backbone"], r["batch"]) == where]
+        forward = [r["bare_ms"] for r in mine if r["network"] == "forward"]
+        both = [r["bare_ms"] for r in mine if r["network"] != "forward"]
+        ratios.append(sum(both) / len(both) / (sum(forward) / len(forward)))
+    assert min(ratios) > 2.8 and max(ratios) < 4.85
+
+
+def test_the_library_costs_next_to_nothing() -> None:
+    says("results/speed.md", "5 % more than its bare network calls for a single image and 2 % for a batch of eight")
+    rows_ = json.loads((DATA / "speed.json").read_text(encoding="utf-8"))["overhead"]
+    for batch, most in ((1, 1.05), (8, 1.02)):
+        assert max(r["ratio"] for r in rows_ if r["backbone"] == "cats64" and r["batch"] == batch) <= most
 
 
 # ---- Learn ------------------------------------------------------------------------------------------------------
@@ -183,6 +220,45 @@ def test_the_half_way_point_of_pigdm_moves_nearly_tenfold() -> None:
     says("learn/10-filters.md", "nearly tenfold between the first panel and the last")
     level = NoiseSchedule.linear().alpha_bar_at
     assert 8 < (1 - level(800)) / (1 - level(100)) < 10
+
+
+def test_few_calls_one_call() -> None:
+    cells = json.loads((DATA / "few_steps.json").read_text(encoding="utf-8"))["cells"]
+
+    def cell(task: str, method: str, backbone: str = "cats64", calls: int = 50) -> dict[str, Any]:
+        keys = ("task", "method", "backbone", "calls")
+        (row,) = (c for c in cells if tuple(c[k] for k in keys) == (task, method, backbone, calls))
+        return row
+
+    page, student = "results/few-calls.md", "cats64-4step"
+    many = cell("box x4", "DDNM")
+    for words, less, better in (
+        ("DDNM: the student in 4 calls is 1.26 dB below cats64 in 50", cell("box x4", "DDNM", student, 4), many),
+        ("asked at the same four levels is 0.11 dB below its 50 calls", cell("box x4", "DDNM", calls=4), many),
+        ("2.4 dB (cats64)", cell("wide mask", "DDNM", calls=4), cell("wide mask", "DDNM")),
+        ("3.9 dB (the student)", cell("wide mask", "DDNM", student, 4), cell("wide mask", "DDNM")),
+        ("PiGDM in 4 calls is 1.5 dB", cell("box x4", "PiGDM", calls=4), cell("box x4", "DDNM", calls=4)),
+        ("0.4 dB with the student", cell("box x4", "PiGDM", student, 4), cell("box x4", "DDNM", student, 4)),
+        ("in 50 calls (0.14 dB below;", cell("wide mask", "restorer", "none", 1), cell("wide mask", "DDNM")),
+        (
+            "Every second line: 3.8 dB below",
+            cell("every second line", "restorer", "none", 1),
+            cell("every second line", "DDNM"),
+        ),
+        ("Text: 2.8 dB below", cell("text", "restorer", "none", 1), cell("text", "DDNM")),
+    ):
+        says(page, words)
+        number = float(re.search(r"([\d.]+) dB", words)[1])  # type: ignore[index]
+        assert less["pictures"] == better["pictures"]
+        assert abs(better["psnr"][0] - less["psnr"][0] - number) < 0.06, words
+    says(
+        page,
+        "twice the detail of cats64 in 4 calls, as much as in 50, and the smallest set distance of all rows of DDNM",
+    )
+    detail = [c["detail"][0] for c in (cell("box x4", "DDNM", student, 4), cell("box x4", "DDNM", calls=4), many)]
+    assert 1.8 < detail[0] / detail[1] < 2.2 and abs(detail[0] / detail[2] - 1) < 0.1
+    drawn = [c for c in cells if c["task"] == "box x4" and c["method"] in ("DDNM", "RePaint")]
+    assert min(drawn, key=lambda c: c["set"][0])["backbone"] == student
 
 
 def test_the_diffusion_imputer_has_the_lowest_crps() -> None:
