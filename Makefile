@@ -53,6 +53,7 @@ outputs: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python docs/outputs.py --changed
 
 figures: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[figures]"
 	$(BIN)/python docs/figures/make.py --jobs 2
 
 $(VENV)/.installed: pyproject.toml

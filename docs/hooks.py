@@ -67,7 +67,7 @@ BOOSTS = {
     "gallery/": 2.0,
     "benchmarks/": 3.0,
     "learn/": 1.2,
-    "results/": 0.6,
+    "results/": 0.4,
     "api/": 0.3,
     "changelog": 0.2,
 }

@@ -167,6 +167,7 @@ def test_the_search_finds_what_people_ask_for(address: str, site: Path, browser:
         page.evaluate(f"document.querySelectorAll('{hit}').forEach(link => link.dataset.old = 1)")
         page.click("input.md-search__input")
         page.fill("input.md-search__input", phrase)
+        page.keyboard.press("End")  # keys are what it listens to
         page.wait_for_function(found)
         first = (page.locator(hit).first.get_attribute("href") or "") if page.locator(hit).count() else ""
         first = urllib.parse.urlsplit(urllib.parse.urljoin(page.url, first)).path.strip("/")

@@ -123,6 +123,30 @@ def save(drawn: Any, name: str) -> Path:
     return path
 
 
+def save_vector(drawn: Any, name: str) -> None:
+    """The figure as SVG with the same bytes every time; those of thousands of points stay pictures only."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        buffer = io.BytesIO()
+        drawn.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    if len(buffer.getvalue()) <= 200_000:
+        (FIGURES / f"{name}.svg").write_bytes(buffer.getvalue())
+
+
+def film(path: Path) -> Path:
+    """An animation as MP4 beside the GIF, where `imageio-ffmpeg` is installed; plays in what lectures are given with."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        print(f"{path.stem}: no MP4, for imageio-ffmpeg is not installed", file=sys.stderr)
+        return path
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-i", path, "-pix_fmt", "yuv420p", "-crf", "26",
+               "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-movflags", "+faststart", path.with_suffix(".mp4")]  # fmt: skip
+    subprocess.run(list(map(str, command)), check=True)
+    return path
+
+
 def axes_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
     drawn = new_figure(width, height)
     axes = drawn.subplots(rows, columns, **options)
@@ -1264,6 +1288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: nothing to draw in this copy")
             continue
         path = made if isinstance(made, Path) else save(made, name)
+        if path.suffix == ".gif":
+            film(path)
         print(f"{name}: {path.stat().st_size / 1024:.0f} KiB, {time.perf_counter() - started:.1f} s", flush=True)
     return 1 if failed else 0
 
