@@ -385,6 +385,7 @@ def row_of(table: Sequence[Mapping[str, Any]], trained: int) -> Row:
     kind = KINDS[first["kind"]]
     backbones = ", ".join(dict.fromkeys(e["backbone"] for e in table))
     steps = ", ".join(str(s) for s in dict.fromkeys(e["steps"] for e in table))
+    # Holds up to the most steps that it was checked with: DPS' was 6 dB ahead with 100, and behind with 1,000.
     return Row(
         first["sampler"],
         first["settings"],
@@ -395,6 +396,7 @@ def row_of(table: Sequence[Mapping[str, Any]], trained: int) -> Row:
         "benchmarks/tune.py",
         f"{trained} training images each of {backbones}; checked on {first['images']} held-out ones at {steps} steps",
         "energy score",
+        max(e["steps"] for e in table),
     )
 
 

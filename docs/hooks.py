@@ -195,6 +195,8 @@ def presets(name: str) -> str:
                     if row.unless
                     else ""
                 )
+                if row.most_steps:
+                    noise += f", up to {row.most_steps} steps"
                 table.append(
                     [
                         preset,

@@ -36,22 +36,13 @@ from invdiff.samplers.base import Progress, Record, Sampler, Walk, samplers_that
 from invdiff.samplers.ddnm import noisy_kin
 from invdiff.samplers.guidance import Guidance, as_guidance
 from invdiff.samplers.paths import PATHS, make_path
-from invdiff.samplers.presets import TUNED, settings_for
+from invdiff.samplers.presets import AUTO_SAMPLER, TUNED, automatic, settings_for
 from invdiff.samplers.restorer import named
 from invdiff.samplers.unconditional import Unconditional
 from invdiff.solution import Frame, Solution, in_range
 
 MOST_RESTORATIONS = 1_000_000
 """In one call: beyond this a count is a slip of the pen."""
-
-AUTO_SAMPLER = "ddnm+"
-"""What ``sampler="auto"`` stands for: one network call a step, no gradient, and noise in y is modelled where there is some."""
-AUTO_OPTIONS: dict[str, dict[str, Any]] = {
-    "mask": {"steps": 50, "eta": 1.0, "spacing": "logsnr"},
-    "": {"steps": 30, "eta": 1.0, "spacing": "logsnr"},
-}
-"""Its settings for masks and for all other operators, tried on photographs (benchmarks/photos.py): 1 to 2 dB nearer in a single
-sample than the authors' eta of 0.85 and even times."""
 
 _SET_BY_SAMPLE = {
     "operator",
@@ -480,7 +471,7 @@ def resolve_sampler(
     if isinstance(sampler, str) and sampler == AUTO:
         sampler = AUTO_SAMPLER
         if preset is None:
-            options = {**AUTO_OPTIONS.get(problem.operator.task, AUTO_OPTIONS[""]), **options}
+            options = {**automatic(problem.operator.task, problem.sigma_y > 0, options), **options}
     path_options: dict[str, Any] = {}
     if isinstance(path, str) and path in PATHS:
         names = list(inspect.signature(PATHS[path]).parameters)[1:]

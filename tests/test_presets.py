@@ -12,7 +12,7 @@ from conformance.recordings import recordings
 from PIL import Image
 from test_conformance import HERE
 
-from invdiff import InvdiffError, Mask, NoiseSchedule, solve
+from invdiff import InvdiffError, Mask, NoiseSchedule, SuperResolution, solve
 from invdiff.bench.suite.suite import load_suite
 from invdiff.cli import main
 from invdiff.operators import OPERATORS, Identity
@@ -152,6 +152,22 @@ def test_a_class_takes_a_preset_when_asked_an_object_none():
 def test_a_row_steps_back_as_a_whole_where_the_caller_sets_what_it_stands_against():
     row = Row("dps", {"clip": False, "norm": "known"}, unless=("scale",))
     assert row.holds("dps", "mask", False) and not row.holds("dps", "mask", False, {"scale": 1})
+
+
+def test_what_was_searched_with_few_steps_does_not_hold_for_many():
+    blurred = SuperResolution(4)
+    few, own = (picked("dps", blurred, 0.1, **given) for given in ({"steps": 100}, {}))
+    assert few.rule == "likelihood" and (own.rule, own.scale, own.steps) == ("constant", 0.3, 1000)
+    row = Row("ddnm", {"eta": 0.5}, most_steps=50)
+    assert row.holds("ddnm", "mask", False, {"steps": 50}) and not row.holds("ddnm", "mask", False)
+
+
+def test_what_auto_stands_for_is_in_the_file_and_in_no_other_preset():
+    mask, other = picked("auto"), picked("auto", SuperResolution(4), 0.1)
+    assert (mask.name, mask.steps, other.steps) == ("ddnm+", 50, 30) and mask.eta == other.eta == 1.0
+    assert picked("auto", steps=7, eta=0.5) == dataclasses.replace(mask, steps=7, eta=0.5)
+    assert not [row for preset in PRESETS for row in rows(preset) if row.sampler == "ddnm+" and "eta" in row.settings]
+    assert picked("auto", preset="tuned") == picked("ddnm+")
 
 
 @pytest.mark.parametrize("wrong", ["papr", "", 3, None, ["paper"]])

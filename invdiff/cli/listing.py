@@ -41,6 +41,7 @@ def list_samplers() -> None:
                 where = ", ".join(row.tasks) or "every operator"
                 noise = {None: "", True: ", noisy", False: ", noise-free"}[row.noisy]
                 values = ", ".join(f"{k}={v!r}" for k, v in row.settings.items())
+                noise += f", up to {row.most_steps} steps" if row.most_steps else ""
                 unless = f"  [dim]unless {', '.join(row.unless)} is given[/]" if row.unless else ""
                 say(f"    preset {preset}, for {where}{noise}: {values}{unless}")
         console.print()

@@ -246,9 +246,8 @@ def _check_apart(files: dict[str, Any]) -> None:
 def _check_early(sampler: str, options: dict[str, Any], preset: str, sigma_y: float) -> None:
     """Refuse what can be refused before a backbone is loaded."""
     from invdiff.samplers.paths import PATHS
-    from invdiff.samplers.presets import rows
+    from invdiff.samplers.presets import AUTO_SAMPLER, rows
     from invdiff.samplers.restorer import named
-    from invdiff.solve import AUTO_SAMPLER
 
     of_paths = {name for path in PATHS.values() for name in list(inspect.signature(path).parameters)[1:]}
     named(AUTO_SAMPLER if sampler == "auto" else sampler)[0].check_names(

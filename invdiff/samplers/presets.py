@@ -6,6 +6,8 @@ Two are built in, both in the file ``presets.toml`` beside this module:
   mends of slips in the authors' code.
 - ``"paper"``, as the authors run it: the settings under which the sampler agrees with recordings of their code.
 
+A third, ``"auto"``, is what ``sampler="auto"`` stands for: settings of `AUTO_SAMPLER`, on top of ``"tuned"``.
+
 A file of the same form may take their place: its rows come on top of ``"tuned"``. Whatever the caller passes wins over all of
 them, and `Solution.settings` shows what was used. A sampler object or class has its own settings and takes no preset unasked.
 """
@@ -20,6 +22,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from invdiff.checks import known, one_of, shown
@@ -33,13 +36,16 @@ else:
 
 TUNED, PAPER = "tuned", "paper"
 PRESETS = (TUNED, PAPER)
+AUTO_SAMPLER, AUTOMATIC = "ddnm+", "auto"
+"""What ``sampler="auto"`` stands for (one network call a step, no gradient, and noise in y is modelled where there is some),
+and the word that marks its rows, which no other sampler has."""
 FILE = Path(__file__).with_name("presets.toml")
 
 _HEAD = """\
 # Settings of samplers per task; read by `invdiff.samplers.presets`. A row holds where its sampler is named, the operator's task is
 # one of `tasks` (every one where it is left out) and there is noise in y or none (`noisy`, either where it is left out); later
-# rows win over earlier ones. A row is left out as a whole where the caller sets one of the fields in `unless`.
-# Rows with `tuned_on` are written by benchmarks/tune.py, the others by hand.
+# rows win over earlier ones. A row is left out as a whole where the caller sets one of the fields in `unless`, and with more
+# than `most_steps` steps. Rows with `tuned_on` are written by benchmarks/tune.py, the others by hand.
 """
 
 
@@ -54,6 +60,7 @@ class Row:
         tasks: of operators (`LinearOperator.task`); empty for all.
         noisy: True for sigma_y > 0, False for sigma_y = 0, None for both.
         unless: fields that, set by the caller, make the row not hold.
+        most_steps: it holds up to so many steps, those of the caller or else the sampler's own; None for any number.
         source: where the settings come from.
         tuned_on: what they were searched on; empty where they were not searched.
         objective: of that search.
@@ -68,15 +75,20 @@ class Row:
     source: str = ""
     tuned_on: str = ""
     objective: str = ""
+    most_steps: int | None = None
 
-    def holds(self, sampler: str, task: str, noisy: bool, given: Collection[str] = ()) -> bool:
+    def holds(self, sampler: str, task: str, noisy: bool, given: Mapping[str, Any] = MappingProxyType({})) -> bool:
         """Whether it speaks of `sampler` on operators of `task`, where the caller sets the fields `given`."""
         return (
             self.sampler == sampler
             and (not self.tasks or task in self.tasks)
             and self.noisy in (None, noisy)
             and not set(self.unless) & set(given)
+            and (self.most_steps is None or self._steps(given) <= self.most_steps)
         )
+
+    def _steps(self, given: Mapping[str, Any]) -> int:
+        return int(given["steps"] if "steps" in given else SAMPLERS.get(self.sampler)().steps)
 
     def to_dict(self) -> dict[str, Any]:
         """As in a file."""
@@ -87,6 +99,15 @@ class Row:
             **{k: v for k, v in kept.items() if k != "settings"},
             "settings": self.settings,
         }
+
+
+def automatic(task: str, noisy: bool, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What ``sampler="auto"`` sets for an operator's task; arguments as in `settings_for`."""
+    found: dict[str, Any] = {}
+    for row in _built_in():
+        if row.presets == (AUTOMATIC,) and row.holds(AUTO_SAMPLER, task, noisy, given):
+            found.update(row.settings)
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def rows(preset: str | os.PathLike[str] = TUNED) -> tuple[Row, ...]:
@@ -110,7 +131,11 @@ def rows(preset: str | os.PathLike[str] = TUNED) -> tuple[Row, ...]:
 
 
 def settings_for(
-    sampler: str, task: str, noisy: bool, preset: str | os.PathLike[str] = TUNED, given: Collection[str] = ()
+    sampler: str,
+    task: str,
+    noisy: bool,
+    preset: str | os.PathLike[str] = TUNED,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What a preset sets for one sampler and task; an empty dict where that is nothing.
 
@@ -119,7 +144,7 @@ def settings_for(
         task: of the operator.
         noisy: whether sigma_y > 0.
         preset: as in `rows`.
-        given: fields that the caller sets; they are left out.
+        given: fields that the caller sets, and their values; they are left out.
 
     Raises:
         InvdiffError: as `rows`.
@@ -149,7 +174,8 @@ def read(file: str | os.PathLike[str]) -> tuple[Row, ...]:
     found = held.get("row", [])
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InvdiffError(f"preset {file}: row must be an array of tables, [[row]], got {shown(found)}")
-    return tuple(_row(f"preset {file}: row[{i}]", row) for i, row in enumerate(found))
+    presets = (*PRESETS, AUTOMATIC) if file == FILE else PRESETS
+    return tuple(_row(f"preset {file}: row[{i}]", row, presets) for i, row in enumerate(found))
 
 
 def write(file: str | os.PathLike[str], found: Iterable[Row]) -> None:
@@ -176,7 +202,7 @@ def _built_in() -> tuple[Row, ...]:
     return read(FILE)
 
 
-def _row(where: str, table: Mapping[str, Any]) -> Row:
+def _row(where: str, table: Mapping[str, Any], presets: Collection[str]) -> Row:
     known(where, table, [f.name for f in dataclasses.fields(Row)], "key")
     for name, kind, accepted in (
         ("sampler", str, "a string"),
@@ -185,6 +211,7 @@ def _row(where: str, table: Mapping[str, Any]) -> Row:
         ("source", str, "a string"),
         ("tuned_on", str, "a string"),
         ("objective", str, "a string"),
+        ("most_steps", int, "a whole number"),
     ):
         if (name in table or name in ("sampler", "settings")) and not isinstance(table.get(name), kind):
             raise InvdiffError(f"{where}: {name} must be {accepted}, got {shown(table.get(name))}")
@@ -196,7 +223,7 @@ def _row(where: str, table: Mapping[str, Any]) -> Row:
         if name in values:
             values[name] = tuple(words)
     for preset in values.get("presets", ()):
-        one_of(f"{where}: presets", preset, PRESETS)
+        one_of(f"{where}: presets", preset, presets)
     try:
         cls = SAMPLERS.get(values["sampler"])
         cls.check_names([*values["settings"], *values.get("unless", ())])
