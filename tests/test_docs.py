@@ -100,7 +100,7 @@ def test_a_notebook_runs_in_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("COLUMNS", str(outputs.COLUMNS))
     book = notebooks.notebook("start/first-restoration.md", hooks().expand)
     said = [outputs.words("".join(o.get("text", "") for o in c.get("outputs", []))) for c in book.cells]
