@@ -787,8 +787,12 @@ def quality_words() -> str:
     return "\n".join(said)
 
 
-def truth_overview() -> str:
-    """Sliced Wasserstein-2 distance of every sampler on every task as a table whose colours say how many floors it is."""
+def truth_overview(metric: str = "sw2") -> str:
+    """A score of every sampler on every task as a table with colours.
+
+    Args:
+        metric: ``"sw2"``, coloured by how many times the floor it is, to 20; or ``"c2st"``, coloured from 0.5 to 1.
+    """
     file = DATA / "truth" / "summary.csv"
     if not file.is_file():
         return note(
@@ -798,7 +802,7 @@ def truth_overview() -> str:
         found = {
             (r["task"], r["sampler"]): float(r["mean"])
             for r in csv.DictReader(handle)
-            if r["metric"] == "sw2" and r["mean"]
+            if r["metric"] == metric and r["mean"]
         }
     # sweeps over steps and scales, and runs without a measurement, have figures of their own
     tasks = [
@@ -817,21 +821,23 @@ def truth_overview() -> str:
     ]
     for task in tasks:
         floor = found[task, "exact"]
-        least = min(
-            (found[task, s] for s in samplers if (task, s) in found),
-            default=0.0,
-        )
+        values = [found.get((task, s)) for s in samplers]
+        least = min(v for v in values if v is not None)
         cells = []
-        for s in samplers:
-            value = found.get((task, s))
+        for value in values:
             if value is None:
                 cells.append("<td></td>")
                 continue
-            # 0 at the floor, 1 at twenty floors
-            heat = min(1.0, max(0.0, math.log(value / floor) / math.log(20)))
+            heat = (
+                math.log(value / floor) / math.log(20)
+                if metric == "sw2"
+                else 2 * value - 1
+            )
             digits = f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
-            text = f"<b>{digits}</b>" if value == least else digits
-            cells.append(f'<td style="--heat: {100 * heat:.0f}%">{text}</td>')
+            bold = value == least if metric == "sw2" else value <= 0.55
+            text = f"<b>{digits}</b>" if bold else digits
+            share = 100 * min(1.0, max(0.0, heat))
+            cells.append(f'<td style="--heat: {share:.0f}%">{text}</td>')
         name = task.replace(" sigma_y=", ", σ = ")
         lines.append(
             f"<tr><th>{name}</th><td>{floor:.2f}</td>{''.join(cells)}</tr>"

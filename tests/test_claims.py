@@ -81,9 +81,8 @@ def test_nothing_named_is_best_where_there_is_no_noise() -> None:
     assert min(exact, key=lambda r: abs(r["seam"][0] - 1))["method"] == "none named"
     for task, other in ((MASKS[0], "ddnm"), (MASKS[1], "ddnm"), ("super-resolution x4", "ddnm, 20 steps")):
         assert held(task, other, "detail") > held(task, "none named", "detail") + 0.03
-    says("start/which-sampler.md", "the same PSNR for a third of the time")
-    assert abs(held("colorization", "ddnm") - held("colorization", "none named")) < 0.4
-    assert 2 < held("colorization", "ddnm", "seconds") / held("colorization", "none named", "seconds") < 4.5
+    says("start/which-sampler.md", "best PSNR below; plain grey, the pseudo-inverse, is not far behind")
+    assert below("colorization", "none named") < 0.3 and below("colorization", "pseudo-inverse") < 1.5
 
 
 def test_nothing_named_is_behind_where_there_is_noise() -> None:
@@ -94,10 +93,10 @@ def test_nothing_named_is_behind_where_there_is_noise() -> None:
 
 
 def test_diffpir_is_the_first_try_in_a_hurry() -> None:
-    says("start/which-sampler.md", "within 0.5 dB of the best for the least time")
+    says("start/which-sampler.md", "about half a dB below the best for less than half its time")
     for task in MASKS:
-        near = [r for r in rows("which_sampler") if r["task"] == task and r["sampler"] and r["below best"][0] <= 0.5]
-        assert min(near, key=lambda r: r["calls"] + r["vjps"])["method"] == "diffpir, 20 steps"
+        assert 0.1 < below(task, "diffpir, 20 steps") < 0.75
+        assert held(task, "diffpir, 20 steps", "seconds") < 0.5 * held(task, "none named", "seconds")
 
 
 def test_repaint_has_smaller_seams_than_replacement_not_than_ddnm() -> None:

@@ -1042,8 +1042,8 @@ def digits() -> Any:
         A, errors = names["tasks"][task], [float((r - truth).square().mean().sqrt()) for r in rows]
         for i, row in enumerate(rows):
             for j in range(count):
-                left, bottom = 0.115 + 0.46 * k + 0.0585 * j, 0.765 - 0.182 * i
-                axes = drawn.add_axes((left, bottom, 0.055, 0.15))
+                left, bottom = 0.115 + 0.445 * k + 0.0555 * j, 0.765 - 0.182 * i
+                axes = drawn.add_axes((left, bottom, 0.052, 0.142))
                 picture = unit(row[j, 0]).clamp(0, 1)
                 shown = np.asarray(picture[..., None].expand(-1, -1, 3)).copy()
                 if i == 0 and isinstance(A, Mask):
@@ -1054,10 +1054,10 @@ def digits() -> Any:
                 for spine in axes.spines.values():
                     spine.set_edgecolor("0.6")
             if errors[i] and i:
-                drawn.text(0.53 + 0.46 * k, 0.84 - 0.182 * i, f"{errors[i]:.2f}", fontsize=8.5, va="center")
+                drawn.text(0.507 + 0.445 * k, 0.84 - 0.182 * i, f"{errors[i]:.2f}", fontsize=8.5, va="center")
             if k == 0:
                 drawn.text(0.108, 0.84 - 0.182 * i, heads[i], fontsize=8.5, ha="right", va="center")
-        drawn.text(0.115 + 0.46 * k + 0.0585 * count / 2, 0.955, title, fontsize=9, ha="center")
+        drawn.text(0.115 + 0.445 * k + 0.0555 * count / 2, 0.955, title, fontsize=9, ha="center")
     return drawn
 
 
@@ -1091,31 +1091,35 @@ def measured() -> Any:
         return None
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     tasks = list(dict.fromkeys(r["task"] for r in rows))
-    chosen = {task: sorted((r for r in rows if r["task"] == task), key=lambda r: r["psnr"][0]) for task in tasks}
+    chosen = {
+        task: sorted(
+            (r for r in rows if r["task"] == task and r["sampler"] and r["below best"][0] < 5),
+            key=lambda r: -r["below best"][0],
+        )
+        for task in tasks
+    }
     high = [max(len(chosen[t]) for t in tasks[i : i + 2]) for i in range(0, len(tasks), 2)]
     drawn = new_figure(7.2, 0.6 * len(high) + 0.185 * sum(high))
     grid = drawn.add_gridspec(len(high), 2, height_ratios=high, hspace=0.34, wspace=0.98)
     for k, task in enumerate(tasks):
         axes = drawn.add_subplot(grid[k // 2, k % 2])
         axes.spines[["top", "right", "left"]].set_visible(False)
-        bare = next((r for r in chosen[task] if r["method"] == "pseudo-inverse"), None)
-        with_network = [r for r in chosen[task] if r is not bare]
-        for i, r in enumerate(with_network):
-            mean, low, high_ = r["psnr"]
+        axes.axvline(0, color="0.8", lw=1)
+        for i, r in enumerate(chosen[task]):
+            mean, least, most = (-v for v in r["below best"])
             colour = COLOURS.get(r["sampler"], "0.3")
-            axes.plot([low, high_], [i, i], color=colour, lw=2.2, alpha=0.45, solid_capstyle="butt")
+            axes.plot([least, most], [i, i], color=colour, lw=2.2, alpha=0.45, solid_capstyle="butt")
             axes.plot(mean, i, "o", ms=5, color=colour)
-            axes.text(1.02, i, f"{r['seconds']:.2g} s", fontsize=7.5, color="0.35", va="center",
+            axes.text(1.02, i, f"{r['seconds']:.2f} s", fontsize=7.5, color="0.35", va="center",
                       transform=axes.get_yaxis_transform())  # fmt: skip
-        if bare is not None and bare["psnr"][0] > with_network[0]["psnr"][1] - 4:
-            axes.axvline(bare["psnr"][0], color="0.6", ls=":", lw=1)
-        axes.set_yticks(range(len(with_network)), [r["method"] for r in with_network])
+        axes.set_yticks(range(len(chosen[task])), [r["method"] for r in chosen[task]])
         axes.tick_params(axis="y", length=0)
         axes.tick_params(labelsize=8)
-        axes.set_ylim(-0.7, len(with_network) - 0.3)
-        axes.set_title(task, fontsize=9, loc="left")
+        axes.set_ylim(-0.7, len(chosen[task]) - 0.3)
+        best = next(r for r in chosen[task] if not any(r["below best"]))
+        axes.set_title(f"{task} (best: {best['psnr'][0]:.1f} dB)", fontsize=9, loc="left")
         if k >= len(tasks) - 2:
-            axes.set_xlabel("PSNR (dB)", fontsize=8.5)
+            axes.set_xlabel("dB from the best", fontsize=8.5)
     drawn.subplots_adjust(left=0.2, right=0.945, top=0.97, bottom=0.055)
     return drawn
 
