@@ -132,16 +132,19 @@ CLASSICAL_FOR = {
 }
 CLASSICAL = tuple(dict.fromkeys(name for names in CLASSICAL_FOR.values() for name in names))
 
-# `auto` is what `solve` takes where no sampler is named (DDNM+). The order is that in which they are run: what decides first.
+NEARER = {"eta": 1.0, "spacing": "logsnr"}
+
+# `auto` is what `solve` takes where no sampler is named: DDNM+ with 50 steps for masks, 30 for the rest. The order is that in
+# which they are run: what decides first.
 METHODS = (
     *(Method(name) for name in CLASSICAL),
-    Method("auto", photos=20, samples=SAMPLES),
     Method("auto"),
-    Method("pigdm", photos=8, samples=SAMPLES, options={"steps": 20, "spacing": "logsnr"}),
+    Method("auto", options=NEARER),
+    Method("auto", photos=20, samples=SAMPLES, options=NEARER),
+    Method("auto", photos=20, samples=SAMPLES),
+    Method("pigdm", photos=20, options={"steps": 20}),
     Method("ddnm+", photos=10, samples=SAMPLES, options={"steps": 100, "eta": 1.0, "spacing": "karras"}),
-    Method("pigdm", photos=20, options={"steps": 20, "spacing": "logsnr"}),
-    Method("ddnm+", photos=20, options={"steps": 50}),
-    Method("ddnm+", photos=20, options={"steps": 50, "eta": 1.0}),
+    Method("pigdm", photos=8, samples=SAMPLES, options={"steps": 20, "spacing": "logsnr"}),
     Method("diffpir", photos=30, options={"steps": 20}),
     Method("ddrm", photos=30, options={"steps": 20}),
     Method("replacement", photos=12, options={"steps": 50}),

@@ -96,9 +96,9 @@ def solve(
             of the operator's measurement shape with or without a batch in front, or a list of pictures. Files, PIL images
             and uint8 arrays are 0..255, floats are in `value_range`. For a mask, a picture of full size of which only the
             known pixels are read.
-        sampler: ``"auto"``, the default, is DDNM+ with 50 steps for masks, 30 for others, with and without noise, with fresh
-            noise only (eta = 1) and times even in log-SNR. Else a name (see ``invdiff list samplers``; settings for the task
-            are used, see `preset`), the folder of a `Restorer`, a sampler object or class.
+        sampler: ``"auto"``, the default, is DDNM+ with 50 steps for masks, 30 for others, with and without noise. Else a
+            name (see ``invdiff list samplers``; settings for the task are used, see `preset`), the folder of a `Restorer`, a
+            sampler object or class.
         backbone: a name or path for `load_backbone`, or a `Backbone`; ``"auto"``, the default, is ``"photos"``, for photographs
             of any size. Cats and satellite tiles of 64 x 64 pixels have theirs by name: ``"cats64"``, ``"eurosat64"``.
         sigma_y: standard deviation of the noise in y, in the unit of y as passed.

@@ -164,9 +164,10 @@ def test_what_was_searched_with_few_steps_does_not_hold_for_many():
 
 def test_what_auto_stands_for_is_in_the_file_and_in_no_other_preset():
     mask, other = picked("auto"), picked("auto", SuperResolution(4), 0.1)
-    assert (mask.name, mask.steps, other.steps) == ("ddnm+", 50, 30) and mask.eta == other.eta == 1.0
+    assert (mask.name, mask.steps, other.steps) == ("ddnm+", 50, 30)
+    assert (mask.eta, mask.spacing, other.eta, other.spacing) == (0.85, "leading", 0.85, "karras")
     assert picked("auto", steps=7, eta=0.5) == dataclasses.replace(mask, steps=7, eta=0.5)
-    assert not [row for preset in PRESETS for row in rows(preset) if row.sampler == "ddnm+" and "eta" in row.settings]
+    assert not [row for preset in PRESETS for row in rows(preset) if row.sampler == "ddnm+" and "steps" in row.settings]
     assert picked("auto", preset="tuned") == picked("ddnm+")
 
 

@@ -188,12 +188,13 @@ def test_photos_by_ddnm_plus_is_what_nothing_named_means():
         y, known = photo_of(*size), hole(*size)
         answer = solve(iv.Mask(known), y, steps=2)
         assert (answer.settings["backbone"], answer.settings["sampler"]) == ("photos", "ddnm+")
-        named = solve(iv.Mask(known), y, "ddnm+", backbone="photos", steps=2, eta=1.0, spacing="logsnr")
+        named = solve(iv.Mask(known), y, "ddnm+", backbone="photos", steps=2)
         assert torch.equal(answer.x, named.x)
-        authors = solve(iv.Mask(known), y, preset="paper", steps=2)
-        assert authors.settings["eta"] == 0.85 and authors.settings["spacing"] == "leading", "paper means the paper's"
     assert iv.estimate(iv.Mask(known), y).nfe == 50
     assert iv.estimate(iv.SuperResolution(2, "box"), y).nfe == 30
+    assert solve(iv.SuperResolution(2, "box"), photo_of(20, 26), steps=2).settings["spacing"] == "karras"
+    papers = solve(iv.SuperResolution(2, "box"), photo_of(20, 26), preset="paper", steps=2).settings
+    assert papers["spacing"] == "leading", "a preset is not mixed with what nothing named means"
 
 
 def test_noise_is_modelled_where_nothing_is_named(recwarn):
