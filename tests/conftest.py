@@ -119,7 +119,7 @@ FEW_STEPS = {
     "dps": {"steps": 12},
     "mmps": {"steps": 12},
     "tmpd": {"steps": 12},
-    "copaint": {"steps": 12, "lr": 0.2},
+    "copaint": {"steps": 12, "lr": 0.5},
     "reddiff": {"steps": 12},
-    "daps": {"steps": 40, "ode_steps": 2, "sigma_min": 0.02},
+    "daps": {"steps": 20, "ode_steps": 2, "sigma_min": 0.02},
 }

@@ -28,7 +28,7 @@ def quiet_solve(*args, **kwargs):
 
 MATRIX = {**FEW_STEPS, "dps": {"steps": 12, "scale": 2.0}}  # at the papers' scale a dozen steps don't reach y
 
-FAR = {("ddnm+", "nearest"), ("ddrm", "nearest"), ("pigdm", "nearest"), ("copaint", "box")}
+FAR = {("ddnm+", "nearest"), ("ddrm", "nearest"), ("pigdm", "nearest")}
 """With noise in every 16th pixel and a dozen steps, what these see of the posterior mean is mostly the prior's."""
 
 
@@ -56,7 +56,7 @@ def judge(sampler: str, name: str, sigma_y: float, x: torch.Tensor) -> None:
     if sigma_y == 0 and (cls.consistent or sampler == "ddrm"):
         assert rms(A(x) - y) < 1e-3
     else:
-        assert rms(A(x - mean)) < (0.9 if (sampler, name) in FAR else 0.65) * rms(A(mean))
+        assert rms(A(x - mean)) < (0.85 if (sampler, name) in FAR else 0.65) * rms(A(mean))
     if sigma_y == 0 or cls.handles_noise:  # the others leave the noise of y in the image, and say so
         assert rms(x - mean) < max(2.8 * rms(std), 0.4 * rms(mean))
 
