@@ -272,6 +272,14 @@ def test_the_diffusion_imputer_has_the_lowest_crps() -> None:
         assert min(found, key=lambda m: sum(found[m]) / len(found[m])) == "DiffusionImputer"
 
 
+def test_the_exact_posterior_of_a_gaussian_costs_a_tenth_of_repaint() -> None:
+    for page in ("learn/13-integrators.md", "learn/14-exactness.md"):
+        says(page, "the exact posterior of a Gaussian costs a tenth of RePaint")
+    text = (DATA / "quality.md").read_text(encoding="utf-8")
+    close = re.findall(r"^\| invdiff \| mmps \| [\d.]+ \([\d.]+\) \| \d+ \((\d+)\)", text, re.MULTILINE)
+    assert close and all(int(calls) <= 241 for calls in close)
+
+
 # ---- Distance to the truth --------------------------------------------------------------------------------------
 
 
