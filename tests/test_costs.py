@@ -63,6 +63,19 @@ def test_mistakes_are_those_of_solve():
         estimate(Mask(np.eye(64)))
 
 
+@pytest.mark.parametrize("task", ["mask -A mask=box", "blur"])
+def test_where_nothing_is_named_the_command_line_runs_what_python_runs(task, tmp_path, monkeypatch, capsys):
+    """Its --preset is none unless given: naming the usual one would leave the library's own choice of steps out."""
+    monkeypatch.chdir(tmp_path)
+    chelsea64().save("photo.png")
+    monkeypatch.setattr("sys.argv", ["invdiff", *f"solve photo.png --operator {task} --dry-run".split()])
+    with pytest.raises(SystemExit):
+        main()
+        raise SystemExit(0)
+    operator = iv.make_operator(task.split()[0], (3, 64, 64), **({"mask": "box"} if "box" in task else {}))
+    assert f"{estimate(operator, chelsea64()).nfe} network calls" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     chelsea64().save("photo.png")

@@ -78,9 +78,11 @@ def solve_command(
     ] = None,
     path: Annotated[str | None, typer.Option(help="Another route through time: plain, jumps, travel.")] = None,
     preset: Annotated[
-        str,
-        typer.Option(help="The sampler's settings for the operator: tuned, paper, or a file (.toml); -O wins over it."),
-    ] = "tuned",
+        str | None,
+        typer.Option(
+            help="The sampler's settings for the operator: tuned (what its name stands for), paper, or a file (.toml); -O wins."
+        ),
+    ] = None,
     backbone: BackboneName = "auto",
     fit: Annotated[
         str | None,
@@ -243,7 +245,7 @@ def _check_apart(files: dict[str, Any]) -> None:
         seen.setdefault(place, name)
 
 
-def _check_early(sampler: str, options: dict[str, Any], preset: str, sigma_y: float) -> None:
+def _check_early(sampler: str, options: dict[str, Any], preset: str | None, sigma_y: float) -> None:
     """Refuse what can be refused before a backbone is loaded."""
     from invdiff.samplers.paths import PATHS
     from invdiff.samplers.presets import AUTO_SAMPLER, rows
@@ -253,7 +255,8 @@ def _check_early(sampler: str, options: dict[str, Any], preset: str, sigma_y: fl
     named(AUTO_SAMPLER if sampler == "auto" else sampler)[0].check_names(
         name for name in options if name not in of_paths
     )
-    rows(preset)
+    if preset is not None:
+        rows(preset)
     if not sigma_y >= 0:
         stop(f"--sigma-y must be at least 0 (grey levels of 0..255), got {sigma_y:g}")
 
