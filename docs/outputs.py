@@ -3,6 +3,7 @@
 python docs/outputs.py --changed             # the pages whose code has changed since (or was never run)
 python docs/outputs.py learn/01-noise.md     # these pages, changed or not
 python docs/outputs.py --list                # which pages are out of date
+python docs/outputs.py --all                 # everything again: after a change that alters what the code gives
 
 A page's Python and console blocks are run in order, in one namespace and one folder that is thrown away. What a block
 printed and the pictures that it wrote stand in `docs/outputs/PAGE.json` under a key made of its code and of all code
@@ -544,6 +545,9 @@ def main() -> int:
         help="only those whose code has changed",
     )
     parser.add_argument(
+        "--all", action="store_true", help="every page, changed or not"
+    )
+    parser.add_argument(
         "--list",
         action="store_true",
         help="name the pages whose code has changed, and stop",
@@ -561,7 +565,8 @@ def main() -> int:
         if not arguments.pages
         or any(p == a or p.startswith(f"{a}/") for a in arguments.pages)
     ]
-    if arguments.changed or arguments.list or not arguments.pages:
+    named = arguments.pages or arguments.all
+    if arguments.changed or arguments.list or not named:
         chosen = [p for p in chosen if changed(p)]
     if arguments.list:
         print("\n".join(chosen) or "every output is that of the code above it")

@@ -108,7 +108,11 @@ def test_a_notebook_runs_in_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for cell, before in zip(book.cells, said, strict=True):
         streams = [o for o in cell.get("outputs", []) if o.output_type == "stream" and o.name == "stdout"]
-        assert outputs.words(outputs.clean("".join(o.text for o in streams), tmp_path)) == before
+        now = outputs.words(outputs.clean("".join(o.text for o in streams), tmp_path))
+        if cell.source.startswith("!"):  # a terminal: progress bars come between
+            assert set(before.split()) <= set(now.split())
+        else:
+            assert now == before
     shown = [
         o for c in book.cells for o in c.get("outputs", []) if o.output_type == "display_data" and "image/png" in o.data
     ]
