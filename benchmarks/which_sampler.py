@@ -68,6 +68,8 @@ SHORT = {"jump_length": 5}
 METHODS: tuple[tuple[str, str, dict[str, Any], tuple[str, ...]], ...] = (
     ("pseudo-inverse", "", {}, tuple(TASKS)),
     ("none named", "auto", {}, tuple(TASKS)),
+    ("ddnm+ eta=1, 50 steps", "ddnm+", {"steps": 50, "eta": 1.0, "spacing": "logsnr"}, MASKS),
+    ("ddnm+ eta=1, 30 steps", "ddnm+", {"steps": 30, "eta": 1.0, "spacing": "logsnr"}, tuple(TASKS)[2:]),
     ("ddrm", "ddrm", {}, tuple(TASKS)),
     ("ddnm, 20 steps", "ddnm", {"steps": 20}, (*CLEAN, NOISY)),
     ("ddnm", "ddnm", {}, CLEAN),
@@ -87,7 +89,7 @@ METHODS: tuple[tuple[str, str, dict[str, Any], tuple[str, ...]], ...] = (
 RePaint's own, DPS' and MCG's 1,000 steps and PiGDM's 100 with a gradient are beyond the budget of this page."""
 
 
-DEAR = tuple(m for m in METHODS if m[1] in ("mmps", "pigdm", "dps", "mcg"))
+DEAR = tuple(m for m in METHODS if m[1] in ("mmps", "pigdm", "dps", "mcg", "auto"))
 LONG = tuple(m for m in METHODS if m[0] in ("repaint, 230 calls", "diffpir", "ddnm+"))
 FREE = tuple(m for m in METHODS if m not in DEAR and m not in LONG)
 
