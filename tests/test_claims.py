@@ -306,8 +306,10 @@ def test_mmps_on_gaussians_and_mixtures() -> None:
     found = {t: score(t, "mmps", "c2st") for t in tasks("gmm25", "two-modes")}
     assert f"{found.pop('gmm25-80-random'):.2f}" == "0.63"
     assert f"{min(found.values()):.2f}" == "0.47" and f"{max(found.values()):.2f}" == "0.56"
-    says("results/truth.md", "it fails where a mask hides half (1.00; the floor is 0.46)")
-    assert score("photographs-mask", "mmps", "c2st") > 0.995
+    says("results/truth.md", "it is at 0.58 (24 samples; the floor is 0.46 with a mask and 0.48 with super-resolution)")
+    for task, floor in (("photographs-mask", "0.46"), ("photographs-super-resolution", "0.48")):
+        found_here = [f"{score(task, s, 'c2st'):.2f}" for s in ("mmps", "exact")]
+        assert found_here == ["0.58", floor]
 
 
 def test_tds_finds_modes_and_collapses_on_images() -> None:
@@ -315,8 +317,12 @@ def test_tds_finds_modes_and_collapses_on_images() -> None:
     for task in tasks("gmm25", "two-modes"):
         exact = score(task, "exact", "mode_error")
         assert exact <= 0.01 or score(task, "tds", "mode_error") <= 1.8 * exact
-    says("results/truth.md", "where a mask or a colorization measures many numbers (C2ST 1.00)")
-    assert min(score(t, "tds", "c2st") for t in tasks("image-mask", "image-colorization")) > 0.99
+    says(
+        "results/truth.md",
+        "where a mask or a colorization measures many numbers, and on photographs (C2ST 0.96 to 1.00)",
+    )
+    lost = [score(t, "tds", "c2st") for t in tasks("image-mask", "image-colorization", "photographs")]
+    assert f"{min(lost):.2f}" == "0.96" and max(lost) <= 1
 
 
 def test_the_rest_of_the_page_on_truth() -> None:
