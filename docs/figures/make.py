@@ -1100,7 +1100,7 @@ def measured() -> Any:
     }
     high = [max(len(chosen[t]) for t in tasks[i : i + 2]) for i in range(0, len(tasks), 2)]
     drawn = new_figure(7.2, 0.6 * len(high) + 0.185 * sum(high))
-    grid = drawn.add_gridspec(len(high), 2, height_ratios=high, hspace=0.34, wspace=0.98)
+    grid = drawn.add_gridspec(len(high), 2, height_ratios=high, hspace=0.34, wspace=1.12)
     for k, task in enumerate(tasks):
         axes = drawn.add_subplot(grid[k // 2, k % 2])
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -1120,7 +1120,7 @@ def measured() -> Any:
         axes.set_title(f"{task} (best: {best['psnr'][0]:.1f} dB)", fontsize=9, loc="left")
         if k >= len(tasks) - 2:
             axes.set_xlabel("dB from the best", fontsize=8.5)
-    drawn.subplots_adjust(left=0.2, right=0.945, top=0.97, bottom=0.055)
+    drawn.subplots_adjust(left=0.205, right=0.945, top=0.97, bottom=0.055)
     return drawn
 
 
