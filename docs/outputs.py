@@ -31,7 +31,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -352,12 +352,12 @@ def changed(page: str) -> bool:
     return not {k for k in keys(blocks(read(page))) if k} <= set(kept(page))
 
 
-def capture(page: str) -> None:
-    """Run a page and keep what it shows."""
+def capture(page: str, runs: Callable[..., Any] = run) -> None:
+    """Run a page, by `run` or something that does as it does, and keep what it shows."""
     text = read(page)
     found = blocks(text)
     with tempfile.TemporaryDirectory() as folder:
-        shown = dict(_by_start(run(found, Path(folder).resolve(), page)))
+        shown = dict(_by_start(runs(found, Path(folder).resolve(), page)))
         for old in store(page).parent.glob(f"{store(page).stem}-[0-9][0-9]-*"):
             old.unlink()
         entries = {}

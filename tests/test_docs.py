@@ -21,7 +21,7 @@ import notebooks  # noqa: E402
 import outputs  # noqa: E402
 
 RUN = outputs.pages()
-SLOW = {p for p in RUN if p.startswith("learn/") or p == "howto/train-a-backbone.md"}
+SLOW = {p for p in RUN if p.startswith(("gallery/", "learn/")) or p == "howto/train-a-backbone.md"}
 
 
 def hooks() -> ModuleType:
