@@ -32,9 +32,11 @@ SHOW = '''from pathlib import Path
 def show(*files):
     """Show pictures that the cell above has written."""
     try:
-        from IPython.display import Image, display
-    except ImportError:
+        get_ipython()
+    except NameError:  # run as a plain script
         return
+    from IPython.display import Image, display
+
     for file in files:
         display(Image(Path(file).read_bytes()))
 '''
