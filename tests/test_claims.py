@@ -187,6 +187,23 @@ def test_more_steps_of_replacement_do_not_shrink_the_seam() -> None:
     assert plain[-1] > plain[0]
 
 
+def test_the_best_weight_of_diffpir_is_ten_times_the_presets() -> None:
+    """Learn 9, exercise 3, by what its code printed when the page was made."""
+    from invdiff.samplers.presets import settings_for
+
+    says(
+        "learn/09-proximal.md",
+        "of these four, 20. But that is ten times what the task's preset says, and several decibels",
+    )
+    text = (DOCS / "outputs" / "learn" / "09-proximal.json").read_text(encoding="utf-8")
+    found = re.findall(r"(0\.02|0\.1) (0\.2|2\.0|20\.0|200\.0) ([\d.]+) dB", text)
+    assert len(found) == 8
+    for sigma in ("0.02", "0.1"):
+        values = {float(weight): float(score_) for s, weight, score_ in found if s == sigma}
+        assert max(values, key=lambda weight: values[weight]) == 20 and values[20] - values[2] > 3
+    assert 1.5 <= settings_for("diffpir", "blur", noisy=True)["lambda_"] <= 2.5
+
+
 def test_resampling_beats_slowing_down() -> None:
     says("learn/05-repaint.md", "with four times the calls its error")
     slow, passes = (of("resampling_truth", "W2", how=h) for h in ("no jumps, 970 steps", "r = 2, j = 10, 250 steps"))
