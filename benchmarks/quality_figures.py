@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from quality_images import MARK
 from quality_tables import method_rows
 from quality_truth import OURS, targets
@@ -130,6 +131,9 @@ def _images(found: Row, path: Path) -> None:
             if mark:
                 axes.axhline(y, color=INK, lw=0.8, ls="--")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{which}: {task}", fontsize=9, loc="left", color=INK)
         axes.set_xlabel("network calls (a gradient counts 1.5)", fontsize=8)
         axes.set_ylabel("PSNR, dB", fontsize=8)

@@ -137,7 +137,7 @@ def methods() -> Iterator[Method]:
         yield Method(f"{name}, dpm++2m, {FEWER}", name, {"steps": FEWER, **FAST}, tasks=tasks, photos=photos)
     for steps in (20, 30):
         yield Method(f"ddnm, own step, {steps}", "ddnm", {"steps": steps}, tasks=free, photos=True)
-        yield Method(f"diffpir, own step, {steps}", "diffpir", {"steps": steps}, tasks=(STROKES,))
+        yield Method(f"diffpir, own step, {steps}", "diffpir", {"steps": steps}, tasks=(STROKES,), photos=True)
     yield Method(f"ddrm, own step, {CALLS}", "ddrm", {"steps": CALLS})
     yield Method(f"replacement, own step, {CALLS}", "replacement", {"steps": CALLS}, tasks=(STROKES,))
     short = {"steps": 20, "jump_length": 5, "jump_n_sample": 3}

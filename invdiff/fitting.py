@@ -90,8 +90,8 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str | None) -> t
         raise InvdiffError(
             f"the photo is {given[1]}x{given[0]} pixels, but this backbone and operator take {width}x{height}. Say "
             "--fit cover (scaled, then its middle), --fit crop (its middle, full resolution), --fit resize (all of it, "
-            "stretched) or --fit pad (a smaller photo is set in a frame and cut out again), or choose a backbone of another "
-            "size (--backbone)"
+            "stretched) or --fit pad (a smaller photo is set in a frame and cut out again), or choose a backbone of "
+            "another size (--backbone); in Python, invdiff.Windows(backbone) restores larger pictures by windows"
         )
     if fit in ("resize", "cover"):
         box = (0.0, 0.0, float(given[1]), float(given[0])) if fit == "resize" else middle(given, size)
