@@ -182,7 +182,9 @@ def test_room_for_fresh_noise() -> None:
 
 
 def test_more_steps_of_replacement_do_not_shrink_the_seam() -> None:
-    says("learn/04-replacement.md", "150 steps look better by two standard errors, and three other runs say the opposite")
+    says(
+        "learn/04-replacement.md", "150 steps look better by two standard errors, and three other runs say the opposite"
+    )
     plain = [r["seam"] for r in rows("resampling") if r["r"] == 1]
     assert plain[-1] > plain[0]
 
