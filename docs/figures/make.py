@@ -1117,7 +1117,7 @@ def measured() -> Any:
         axes.tick_params(labelsize=8)
         axes.set_ylim(-0.7, len(chosen[task]) - 0.3)
         best = next(r for r in chosen[task] if not any(r["below best"]))
-        axes.set_title(f"{task} (best: {best['psnr'][0]:.1f} dB)", fontsize=9, loc="left")
+        axes.set_title(f"{task} (best: {best['psnr'][0]:.1f} dB)", fontsize=8.5, loc="left", x=-0.15)
         if k >= len(tasks) - 2:
             axes.set_xlabel("dB from the best", fontsize=8.5)
     drawn.subplots_adjust(left=0.205, right=0.945, top=0.97, bottom=0.055)
