@@ -146,7 +146,12 @@ def test_every_figure_on_a_page_has_a_function_that_makes_it() -> None:
         re.findall(r"^@figure\ndef (\w+)", (DOCS / "figures" / "make.py").read_text(encoding="utf-8"), re.MULTILINE)
     )
     used = {n for p in PAGES for n in re.findall(r"\{\{ figure\(\"(\w+)\"", (DOCS / p).read_text(encoding="utf-8"))}
-    made |= {"quality", "quality-truth", "particles"}  # of benchmarks/quality.py and benchmarks/particles.py
+    made |= {
+        "quality",
+        "quality-truth",
+        "quality-images",
+        "particles",
+    }  # of benchmarks/quality.py and benchmarks/particles.py
     assert used <= made, f"no function makes {used - made}"
     files = {f.stem for f in (DOCS / "assets" / "figures").iterdir()}
     files = {f for f in files if not re.match(r"(cats64|eurosat64)(-gmm)?-", f)}  # of benchmarks/model_card.py
