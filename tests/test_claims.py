@@ -276,7 +276,8 @@ def test_few_calls_one_call() -> None:
         assert abs(better["psnr"][0] - less["psnr"][0] - number) < 0.06, words
     says(
         page,
-        "twice the detail of cats64 in 4 calls, as much as in 50, and the smallest set distance of all rows of DDNM and of RePaint with 32 pictures",
+        "twice the detail of cats64 in 4 calls, as much as in 50, and the smallest set distance of all rows of DDNM and of "
+        "RePaint with 32 pictures",
     )
     detail = [c["detail"][0] for c in (cell("box x4", "DDNM", student, 4), cell("box x4", "DDNM", calls=4), many)]
     assert 1.8 < detail[0] / detail[1] < 2.2 and abs(detail[0] / detail[2] - 1) < 0.1
