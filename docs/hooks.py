@@ -64,7 +64,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 BOOSTS = {
     "start/": 3.0,
     "howto/": 3.0,
-    "gallery/": 2.0,
+    "gallery/": 1.2,
     "benchmarks/": 3.0,
     "learn/": 1.2,
     "results/": 0.4,
