@@ -119,7 +119,9 @@ def test_auto_takes_it_only_where_a_trial_agrees_and_is_faster(network, openvino
 def test_a_trial_measures_the_difference_and_is_remembered(network, openvino, tmp_path):
     engine = OpenVINOEngine(lambda: network, torch.float32, "small")
     with torch.inference_mode():
+        state = torch.random.get_rng_state()
         trial = engine.trial((2, 3, 16, 16), network, 999)
+        assert torch.equal(torch.random.get_rng_state(), state), "a trial draws nothing of the user's"
         assert trial.agrees and trial.difference < 1e-5 and trial.seconds > 0
         before = Small.calls
         assert engine.trial((2, 3, 16, 16), network, 999) == trial and Small.calls == before

@@ -58,7 +58,7 @@ def _ancestors(weights: Tensor, positions: Tensor) -> Tensor:
 def survivors(ancestors: Tensor) -> Tensor:
     """How many of the first particles have descendants among the last; (..., resamplings, P) ancestors -> (...)."""
     size = ancestors.shape[-1]
-    line = torch.arange(size).expand(*ancestors.shape[:-2], size)
+    line = torch.arange(size, device=ancestors.device).expand(*ancestors.shape[:-2], size)
     for k in range(ancestors.shape[-2]):
         line = line.gather(-1, ancestors[..., k, :])
     line = line.sort(-1).values
