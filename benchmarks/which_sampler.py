@@ -2,14 +2,14 @@
 """Which sampler for which job: single restorations of 64 held-out cats, with intervals, and the time to quality.
 
     python benchmarks/which_sampler.py --data FOLDER --minutes 10     as much as fits; the same command goes on from there
-    python benchmarks/which_sampler.py                                the tables of what is there
+    python benchmarks/which_sampler.py                                a summary of what is there
 
 `FOLDER` holds ``cats64.zip``. Pictures of its ``val/`` are in no training of the backbone. Every sampler of the page *Which
 sampler* restores the same measurements once, at its own settings or at the budget that its label names, eight pictures at a
 time, by OpenVINO in bfloat16 where no gradient is asked for. Samplers with a gradient, several times as dear, get the first 32
 pictures and the longest of the others the first 40; they are compared with the others on those. Everything does the first
-sixteen before anything goes on: wherever it is stopped, there is a table. Written: ``which_sampler.json`` and
-``which_sampler.md``; the scores of every picture stay in ``--work``.
+sixteen before anything goes on: wherever it is stopped, there is a table. Written: ``which_sampler.json``,
+of which the pages make their tables; the scores of every picture stay in ``--work``.
 
 Per picture: PSNR; SSIM; *detail*, the mean step between neighbouring pixels over that of the truth (a mean of many answers is near
 and blurred: high PSNR, little detail); *misfit* of A x and y; and where half is missing the *seam*, the mean step across the border
@@ -46,7 +46,6 @@ from invdiff import (
 from invdiff.bench.report.statistics import bootstrap_interval
 from invdiff.files import atomic_write
 from invdiff.images import from_pil
-from invdiff.markdown import markdown_table
 from invdiff.metrics import forward_equivalents, misfit, psnr, ssim
 from invdiff.operators.blur import gaussian_kernel
 
@@ -239,53 +238,12 @@ def quickest(rows: list[Row], task: str) -> Row:
     return min(near, key=lambda r: r["seconds"])
 
 
-def markdown(rows: list[Row]) -> str:
-    """A table per task, best PSNR first, below a heading of its own."""
-    parts = []
-    for task in dict.fromkeys(r["task"] for r in rows):
-        mine = sorted((r for r in rows if r["task"] == task), key=lambda r: -r["psnr"][0])
-        seam = any("seam" in r for r in mine)
-        head = [
-            "method",
-            "pictures",
-            "PSNR, dB",
-            "below the best",
-            "SSIM",
-            "detail",
-            *(["seam"] if seam else []),
-            "misfit",
-        ]
-        body = [
-            [
-                r["method"],
-                f"{r['pictures']}",
-                said(r["psnr"], 2),
-                said(r["below best"], 2) if any(r["below best"]) else "",
-                said(r["ssim"], 3),
-                said(r["detail"], 2),
-                *([said(r["seam"], 2)] if seam else []),
-                f"{r['misfit'][0]:.3f}",
-                f"{r['calls']}" + (f" + {r['vjps']}" if r["vjps"] else ""),
-                f"{r['seconds']:.2f}",
-            ]
-            for r in mine
-        ]
-        parts += [f"## {task}\n", markdown_table([*head, "calls", "seconds"], body, "l" + "r" * (len(head) + 1)) + "\n"]
-    return "\n".join(parts)
-
-
-def said(value: list[float], digits: int) -> str:
-    """A mean with its 95 % interval."""
-    mean, low, high = value
-    return f"{mean:.{digits}f} [{low:.{digits}f} to {high:.{digits}f}]"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, help="folder with cats64.zip; without it only the tables are written again"
+        "--data", type=Path, help="folder with cats64.zip; without it only the summary is written again"
     )
-    parser.add_argument("--out", type=Path, default=Path("docs/data"), help="folder for the tables")
+    parser.add_argument("--out", type=Path, default=Path("docs/data"), help="folder for the summary")
     parser.add_argument("--work", type=Path, default=Path("runs/which_sampler.json"), help="where every cell is kept")
     parser.add_argument("--minutes", type=float, help="of processor time; then it stops, and can be gone on with")
     given = parser.parse_args()
@@ -314,7 +272,6 @@ def main() -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "which_sampler.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (given.out / "which_sampler.md").write_text(markdown(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
