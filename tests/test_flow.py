@@ -143,7 +143,6 @@ def few_steps(name):
 
 
 SAMPLERS = {name: few_steps(name) for name in iv.sampler_names()}
-SAMPLERS["mmps"] = {**SAMPLERS["mmps"], "recalled": 0}  # recalled directions carry the velocity's rounding on, to 6e-3
 
 
 def unbounded(flow):

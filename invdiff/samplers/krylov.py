@@ -14,6 +14,9 @@ from torch import Tensor
 
 Product = Callable[[Tensor], tuple[Tensor, Tensor]]  # p -> (M p, companion of p)
 Pairs = tuple[tuple[Tensor, Tensor], ...]  # directions d and M d, both over the root of d^T M d, or zeros; float32
+TELLING = 0.1
+"""A direction is told to later systems only if the residual was longer than this share of b: shorter ones, of a network in float32
+or bfloat16, are its rounding as much as M's doing, and carried on would make answers depend on it."""
 
 
 def conjugate_gradients(
@@ -39,7 +42,9 @@ def conjugate_gradients(
     u, r = torch.zeros_like(b), b
     companion: Tensor | None = None
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # directions, their products, their curvatures
+    pairs, least = [], TELLING**2 * inner(b, b)
     for k in range(iterations):
+        told = inner(r, r) > least
         p = recalled(known, r) if start is None or k > 0 else start
         for d, of_d, curvature in before:
             p = p - over(_ratio(inner(of_d, p), curvature), d) * d
@@ -49,9 +54,10 @@ def conjugate_gradients(
         u, r = u + over(step, p) * p, r - over(step, q) * q
         companion = _add(companion, step, moved)
         before.append((p, q, curvature))
+        root = (told * curvature.clamp(min=0)).sqrt()
+        pairs.append((_divided(p, root, 0).float(), _divided(q, root, 0).float()))
     assert companion is not None
-    pairs = tuple((_divided(p, c.clamp(min=0).sqrt(), 0), _divided(q, c.clamp(min=0).sqrt(), 0)) for p, q, c in before)
-    return u, companion, tuple((p.float(), q.float()) for p, q in pairs)
+    return u, companion, tuple(pairs)
 
 
 def recalled(pairs: Pairs, r: Tensor) -> Tensor:
