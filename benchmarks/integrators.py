@@ -5,7 +5,7 @@
 
 A row is one sampler with one integrator on one measurement; beside it the floor, what as many exact draws score (mean of several
 sets). All integrators see the same measurements and the same first noise, so that their differences have a standard error of their
-own. Goes on where it was stopped.
+own. Goes on where it was stopped. ``integrators.json`` has the means as ``rows``, every measurement as ``cells``.
 """
 
 from __future__ import annotations
@@ -68,19 +68,21 @@ class Way:
 TASKS = (
     *(Task("gaussian8-mask", "gaussian8", 4, s, 2000, 6, True) for s in (0.0, 0.1, 0.5)),
     *(Task("gaussian8-random", "gaussian8", 4, s, 2000, 6, True) for s in (0.0, 0.1, 0.5)),
-    *(Task("image-mask", "gaussian16x16", 0, s, 300, 3, True) for s in (0.0, 0.1, 0.5)),
+    *(Task("image-mask", "gaussian16x16", 0, s, 300, 6, True) for s in (0.0, 0.1, 0.5)),
     Task("gmm25-8-mask", "gmm25-8", 1, 0.05, 1000, 6, False),
     *(Task("gmm25-8-random", "gmm25-8", 1, s, 1000, 6, False) for s in (0.0, 0.05, 0.5)),
     *(Task("two-modes-mask", "two-modes16", 14, s, 1000, 6, False) for s in (0.0, 0.1)),
 )
 FEW = (("gaussian8-mask", 0.0), ("gaussian8-mask", 0.1), ("gmm25-8-random", 0.05))
-"""The tasks of samplers that a paper gave a step of its own, two measurements each."""
+"""The tasks of samplers that a paper gave a step of its own."""
 
 WAYS = (
     *(Way("mmps", name, 30) for name in ("ancestral", "ddim", "dpm++2m", "eab3")),
     *(Way("mmps", name, 40) for name in ("dpm++2m", "eab3")),
     Way("mmps", "heun", 15),
     Way("mmps", "dpm++2m", 30, {"spacing": "trailing"}),
+    Way("mmps", "dpm++2m", 30, {"spacing": "logsnr"}),
+    Way("mmps", "dpm++2m", 30, {"spacing": "logsnr", "iterations": 2}),
     *(
         Way(sampler, name, steps, {} if name == "own" else {"spacing": "karras"})
         for sampler in ("ddnm", "pigdm", "diffpir")
@@ -150,37 +152,47 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Distance to the exact posterior by integrator.")
-    parser.add_argument("--out", type=Path, default=Path("docs/data"), help="folder for integrators.json and .md")
+    parser.add_argument("--out", type=Path, default=Path("docs/data"), help="folder for integrators.json")
     parser.add_argument("--samplers", nargs="*", help="only these")
     options = parser.parse_args()
     warnings.simplefilter("ignore", InvdiffWarning)
     torch.set_num_threads(1)
     path = options.out / "integrators.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"] if path.exists() else []
     wanted = [way for way in WAYS if not options.samplers or way.sampler in options.samplers]
     for task in TASKS:
         for seed in range(task.seeds):
             done = {
                 (r["sampler"], r["way"], r["steps"])
-                for r in rows
+                for r in cells
                 if (r["task"], r["sigma_y"], r["seed"]) == (task.name, task.sigma_y, seed)
             }
             left = [
                 way
                 for way in wanted
                 if (way.sampler, way.label, way.steps) not in done
-                and (way.sampler == "mmps" or ((task.name, task.sigma_y) in FEW and seed < 2))
+                and (way.sampler == "mmps" or ((task.name, task.sigma_y) in FEW))
             ]
-            if not left:
-                continue
-            rows += rows_of(task, seed, left)
-            with atomic_write(path) as temporary:
-                lines = ",\n".join(
-                    json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()}) for r in rows
-                )
-                temporary.write_text('{"rows": [\n' + lines + "\n]}\n", encoding="utf-8")
-        for line in summary([r for r in rows if (r["task"], r["sigma_y"]) == (task.name, task.sigma_y)]):
+            if left:
+                cells += rows_of(task, seed, left)
+                written(path, cells)
+        for line in summary([r for r in cells if (r["task"], r["sigma_y"]) == (task.name, task.sigma_y)]):
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}, flush=True)
+
+
+def written(path: Path, cells: list[dict[str, Any]]) -> None:
+    """The file: a line for every row."""
+
+    def lines(rows: list[dict[str, Any]]) -> str:
+        return ",\n".join(
+            json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()}) for r in rows
+        )
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(
+            f'{{"rows": [\n{lines(summary(cells))}\n],\n"cells": [\n{lines(cells)}\n]}}\n', encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

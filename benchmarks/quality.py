@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import quality_images
 import quality_truth
-from quality_tables import images_markdown, truth_markdown
+from quality_tables import below_best, images_markdown, summary, truth_markdown
 
 from invdiff import InvdiffWarning
 from invdiff.files import atomic_write
@@ -171,6 +171,8 @@ def main() -> None:
             quality_images.run(store, given.data, given.work, count, wanted)
     except Enough:
         print(f"stopped after {given.minutes} minutes; the same command goes on")
+    store.found["reached"] = summary(store.found)
+    below_best(list(store.found.get("scores", {}).values()))
     store.write()
     for name, text in (("quality", truth_markdown(store.found)), ("quality-images", images_markdown(store.found))):
         if text:

@@ -201,7 +201,7 @@ def run(store: Any, data: Path, work: Path, count: int, wanted: Callable[[str], 
     """All restorations of up to `count` pictures that aren't there yet, and every method's scores."""
     for which in SETS:
         truth, others = pictures(data, which)
-        truth = truth[:count]
+        truth, reference = truth[:count], lru_cache(lambda others=others, which=which: features(which.judge, others))
         todo = [
             (task, method)
             for task in TASKS
@@ -227,7 +227,7 @@ def run(store: Any, data: Path, work: Path, count: int, wanted: Callable[[str], 
                 x = torch.cat([torch.from_numpy(np.load(work / row["file"])) for row in rows.values()]).float() / 255
                 numbers = [first + i for first in rows for i in range(len(truth[first : first + CHUNK]))]
                 name = f"{which.name} | {task} | {method.label}"
-                store.part("scores")[name] = _scores(which, task, method, rows, x, truth, numbers, others)
+                store.part("scores")[name] = _scores(which, task, method, rows, x, truth, numbers, reference())
         store.write()
 
 
@@ -252,11 +252,10 @@ def _scores(
     x: Tensor,
     truth: Tensor,
     numbers: list[int],
-    others: Tensor,
+    reference: np.ndarray,
 ) -> dict[str, Any]:
-    """Scores of every picture, and the kernel distance of the first `FEW` and of all."""
+    """Scores of every picture, and the kernel distance of the first `FEW` and of all to the `features` of others."""
     wanted = truth[numbers].double()
-    reference = features(which.judge, others)
     mine = features(which.judge, x)
     mean, deviation = reference.mean(0), reference.std(0) + 1e-6
     mine, reference = (mine - mean) / deviation, (reference - mean) / deviation

@@ -93,6 +93,17 @@ def truth_markdown(found: Row) -> str:
     return "\n".join(parts)
 
 
+def summary(found: Row) -> list[Row]:
+    """What every method takes to reach the target of every task, for `quality.json`: its costs, or only its best distance."""
+    keys = ("library", "method", "named", "best", "seconds", "forward_equivalents", "on_network", "failed")
+    out = []
+    for task, info in found.get("tasks", {}).items():
+        wanted = targets(info["floor"])[0]
+        for row in fastest(found, task, wanted):
+            out.append({"task": task, "target": wanted, **{key: row[key] for key in keys if key in row}})
+    return out
+
+
 def _truth_line(row: Row, closer: Row, both: bool) -> list[str]:
     if "failed" in row:
         return [row["library"], row["method"], "failed", "", "", row["failed"][:60], "", ""]
@@ -151,6 +162,17 @@ def on_common(row: Row, mark: Row, score: str) -> list[float]:
     """Differences of a score to the mark's on the pictures that both have."""
     theirs = dict(zip(mark["pictures"], mark[score], strict=True))
     return [v - theirs[n] for n, v in zip(row["pictures"], row[score], strict=True) if n in theirs]
+
+
+def below_best(scores: list[Row]) -> None:
+    """Put into every row how many dB it is below the best of its set and task on their common pictures: mean, low, high."""
+    for which in dict.fromkeys((r["set"], r["task"]) for r in scores):
+        rows = [r for r in scores if (r["set"], r["task"]) == which]
+        most = max(len(r["psnr"]) for r in rows)
+        best = max((r for r in rows if len(r["psnr"]) == most), key=lambda r: sum(r["psnr"]))
+        for row in rows:
+            less = bootstrap_interval([-v for v in on_common(row, best, "psnr")], resamples=2000)
+            row["below best"] = [round(v, 4) for v in (less.mean, less.low, less.high)]
 
 
 def images_markdown(found: Row) -> str:

@@ -1,18 +1,15 @@
 """What the pages read off the code and the data: `{{ options("repaint") }}` on a line of its own becomes a table.
 
-A macro is a function of this file whose name stands in `MACROS`; its arguments are Python literals. Whatever a macro needs
+A macro is a function of this file, or of `measured.py` and `galleries.py`, whose name stands in `MACROS`; its arguments are Python literals. Whatever a macro needs
 that is not there yet (a model card, a table of results) becomes a note that says how it is made, never an error.
 """
 
 from __future__ import annotations
 
 import ast
-import csv
 import dataclasses
 import importlib
 import inspect
-import json
-import math
 import pkgutil
 import re
 import textwrap
@@ -20,14 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import galleries
+import measured
 import notebooks
 import slides
 from invdiff.markdown import markdown_table
+from measured import note
 from outputs import with_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-DATA = DOCS / "data"
 
 _CALL = re.compile(
     r"^(?P<indent>[ \t]*)\{\{ (?P<call>(?P<name>[a-z_]+)\(.*\)) \}\}[ \t]*$",
@@ -122,10 +121,6 @@ def expand(markdown: str, source: str = "") -> str:
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------
-
-
-def note(text: str) -> str:
-    return f'!!! note "Not here yet"\n    {text}'
 
 
 def _first_line(thing: Any) -> str:
@@ -500,7 +495,7 @@ def api_modules(package: str) -> str:
     )
 
 
-# ---- data and figures -------------------------------------------------------------------------------------------
+# ---- figures, references, chapters -------------------------------------------------------------------------------------------
 
 
 def figure(
@@ -520,488 +515,6 @@ def figure(
     return note(
         f"This figure is made by `python docs/figures/make.py --only {name}`."
     )
-
-
-def data_table(
-    name: str,
-    columns: list[str] | None = None,
-    head: list[str] | None = None,
-    where: dict[str, Any] | None = None,
-) -> str:
-    """A table of `docs/data/NAME.json` (a list of rows, or a dictionary with `rows`) or `NAME.csv`.
-
-    Args:
-        name: of the file.
-        columns: which, in this order; all of the first row by default.
-        head: what to call them.
-        where: only rows with these values.
-    """
-    rows = read_rows(name)
-    if rows is None:
-        return note(
-            f"`docs/data/{name}.json` has not been written yet; `make figures` and the suites write it."
-        )
-    for key, value in (where or {}).items():
-        rows = [row for row in rows if row.get(key) == value]
-    if not rows:
-        return note(f"`docs/data/{name}` holds no such rows yet.")
-    columns = columns or list(rows[0])
-    body = [
-        [_number(row.get(column, "")) for column in columns] for row in rows
-    ]
-    numeric = [
-        "r" if all(isinstance(row.get(c), int | float) for row in rows) else "l"
-        for c in columns
-    ]
-    return markdown_table(head or columns, body, "".join(numeric))
-
-
-def read_rows(name: str) -> list[dict[str, Any]] | None:
-    """The rows of a data file, or None."""
-    file = DATA / f"{name}.json"
-    if file.is_file():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        rows = content.get("rows") if isinstance(content, dict) else content
-        return rows if isinstance(rows, list) else None
-    file = DATA / f"{name}.csv"
-    if file.is_file():
-        with open(file, encoding="utf-8", newline="") as handle:
-            return [dict(row) for row in csv.DictReader(handle)]
-    return None
-
-
-def datum(
-    name: str, column: str, digits: int, where: dict[str, Any], per: str = ""
-) -> str:
-    """A number of the one row of a data file that has these values, for prose; divided by another column if `per` names it."""
-    rows = read_rows(name)
-    if rows is None:
-        return "(not measured)"
-    found = [
-        row
-        for row in rows
-        if all(row.get(key) == value for key, value in where.items())
-    ]
-    if len(found) != 1:
-        raise KeyError(f"{len(found)} rows of {name} have {where}")
-    value = found[0][column]
-    number = float(value[0] if isinstance(value, list) else value)
-    if per:
-        number /= float(found[0][per])
-    return f"{number:.{digits}f}"
-
-
-def which_sampler(task: str = "", sampler: str = "") -> str:
-    """What `benchmarks/which_sampler.py` measured, of one task or of one sampler, best PSNR first; ± is half a 95 % interval."""
-    rows = read_rows("which_sampler")
-    if rows is None:
-        return note(
-            "Not measured for this copy of the pages: `python benchmarks/which_sampler.py` does it."
-        )
-    rows = [
-        r
-        for r in rows
-        if (not task or r["task"] == task)
-        and (not sampler or r["sampler"] == sampler)
-    ]
-    if not rows:
-        return note("This sampler was not among those measured there.")
-
-    def said(value: list[float] | None, digits: int) -> str:
-        if value is None:
-            return ""
-        mean, low, high = value
-        return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
-
-    if task:
-        rows = sorted(rows, key=lambda r: -r["psnr"][0])
-    seam = any("seam" in r for r in rows)
-    first = ["method"] if task else ["task", "method"]
-    head = [*first, "pictures", "PSNR, dB", "SSIM", "detail"]
-    head += [*(["seam"] if seam else []), "misfit", "calls", "seconds"]
-    body = [
-        [
-            *(r[key] for key in first),
-            f"{r['pictures']}",
-            said(r["psnr"], 2),
-            said(r["ssim"], 3),
-            said(r["detail"], 2),
-            *([said(r.get("seam"), 2)] if seam else []),
-            f"{r['misfit'][0]:.3f}",
-            f"{r['calls']}" + (f", {r['vjps']} gradients" if r["vjps"] else ""),
-            f"{r['seconds']:.2f}",
-        ]
-        for r in rows
-    ]
-    align = "l" * len(first) + "r" * (len(head) - len(first))
-    return markdown_table(head, body, align)
-
-
-def time_to_quality() -> str:
-    """Per task the best mean PSNR, and the least time for which it can be had up to 0.5 dB; of both measurements of pictures."""
-    parts = []
-    if rows := read_rows("which_sampler"):
-        parts.append(
-            _quickest(
-                [
-                    {
-                        "task": r["task"],
-                        "method": r["method"],
-                        "below": r["below best"],
-                        "seconds": r["seconds"],
-                        "psnr": r["psnr"][0],
-                        "pictures": r["pictures"],
-                    }
-                    for r in rows
-                    if r["sampler"]
-                ]
-            )
-        )
-    if (DATA / "quality.json").is_file():
-        content = json.loads(
-            (DATA / "quality.json").read_text(encoding="utf-8")
-        )
-        rows = []
-        for r in content.get("scores", {}).values():
-            mine = list(content["scores"].values())
-            same = [
-                s
-                for s in mine
-                if (s["set"], s["task"]) == (r["set"], r["task"])
-            ]
-            most = max(len(s["psnr"]) for s in same)
-            best = max(
-                (s for s in same if len(s["psnr"]) == most),
-                key=lambda s: sum(s["psnr"]),
-            )
-            theirs = dict(zip(best["pictures"], best["psnr"], strict=True))
-            less = [
-                theirs[n] - v
-                for n, v in zip(r["pictures"], r["psnr"], strict=True)
-                if n in theirs
-            ]
-            rows.append(
-                {
-                    "task": f"{r['set']}: {r['task']}",
-                    "method": r["method"],
-                    "below": [sum(less) / max(1, len(less))],
-                    "seconds": r["seconds"],
-                    "psnr": sum(r["psnr"]) / len(r["psnr"]),
-                    "pictures": len(r["psnr"]),
-                }
-            )
-        if rows:
-            parts.append(
-                "And of [another measurement](%UP%results/quality.md#on-held-out-pictures), with other budgets and libraries:\n\n"
-                + _quickest(rows)
-            )
-    if not parts:
-        return note(
-            "Not measured for this copy of the pages: `python benchmarks/which_sampler.py` does it."
-        )
-    return "\n\n".join(parts)
-
-
-def _quickest(rows: list[dict[str, Any]], near: float = 0.5) -> str:
-    """The table of `time_to_quality`, from rows with task, method, seconds, psnr and how many dB they are below the best."""
-    body = []
-    for task in dict.fromkeys(r["task"] for r in rows):
-        mine = [r for r in rows if r["task"] == task]
-        most = max(r["pictures"] for r in mine)
-        best = max(
-            (r for r in mine if r["pictures"] == most), key=lambda r: r["psnr"]
-        )
-        fast = min(
-            (r for r in mine if r["below"][0] <= near),
-            key=lambda r: r["seconds"],
-        )
-        lost = (
-            f"{max(0.0, fast['below'][0]):.2f} dB less"
-            if fast is not best
-            else "the same"
-        )
-        body.append(
-            [
-                task,
-                f"{best['method']}, {best['psnr']:.2f} dB",
-                f"{best['seconds']:.2f}",
-                f"{fast['method']}, {lost}",
-                f"{fast['seconds']:.2f}",
-            ]
-        )
-    return markdown_table(
-        [
-            "task",
-            "best mean PSNR",
-            "seconds",
-            f"quickest within {near} dB of it",
-            "seconds",
-        ],
-        body,
-        "llrlr",
-    )
-
-
-def quality_words() -> str:
-    """Per task of `docs/data/quality.md`: our fastest method, the next library's, and which never came there."""
-    file = DATA / "quality.md"
-    if not file.is_file():
-        return note(
-            "Not measured for this copy of the pages: `python benchmarks/quality.py --parts truth` does it."
-        )
-    said = []
-    for part in re.split(
-        r"^### ", file.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )[1:]:
-        task, _, body = part.partition("\n")
-        target = re.search(r"To reach: ([\d.]+\d)", body)
-        rows = [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in body.splitlines()
-            if line.startswith("| ") and not line.startswith("| library")
-        ]
-        came = [r for r in rows if r[2] not in ("never", "failed")]
-        ours = [r for r in came if r[0] == "invdiff"]
-        theirs = [r for r in came if r[0] != "invdiff"]
-        if not ours or target is None:
-            continue
-
-        def cost(row: list[str]) -> str:
-            seconds, calls = (row[k].split()[0] for k in (2, 3))
-            return f"{row[1]}, {calls} forward equivalents and {float(seconds):.2g} s"
-
-        words = f"* **{task}**, distance {target[1]}: {cost(ours[0])}"
-        words += (
-            f"; of the other libraries first {theirs[0][0]}'s {cost(theirs[0])}."
-            if theirs
-            else "; no other library came there."
-        )
-        never = [r for r in rows if r[0] != "invdiff" and r[2] == "never"]
-        if never:
-            near = min(never, key=lambda r: float(r[6]))
-            words += (
-                f" {len(never)} of their methods never did, the nearest of those "
-                f"{near[0]}'s {near[1]} ({near[6]})."
-            )
-        said.append(words)
-    return "\n".join(said)
-
-
-def truth_overview(metric: str = "sw2") -> str:
-    """A score of every sampler on every task as a table with colours.
-
-    Args:
-        metric: ``"sw2"``, coloured by how many times the floor it is, to 20; or ``"c2st"``, coloured from 0.5 to 1.
-    """
-    file = DATA / "truth" / "summary.csv"
-    if not file.is_file():
-        return note(
-            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
-        )
-    with open(file, encoding="utf-8", newline="") as handle:
-        found = {
-            (r["task"], r["sampler"]): float(r["mean"])
-            for r in csv.DictReader(handle)
-            if r["metric"] == metric and r["mean"]
-        }
-    # sweeps over steps and scales, and runs without a measurement, have figures of their own
-    tasks = [
-        t
-        for t in dict.fromkeys(t for t, _ in found)
-        if t.split()[0] not in ("prior", "steps", "learned", "calibration")
-    ]
-    samplers = [
-        s
-        for s in dict.fromkeys(s for t, s in found if t in tasks)
-        if s not in ("exact", "prior only") and "=" not in s
-    ]
-    head = "".join(f"<th><span>{s}</span></th>" for s in samplers)
-    lines = [
-        f'<div class="overview"><table class="overview"><thead><tr><th></th><th><span>floor</span></th>{head}</tr></thead><tbody>'
-    ]
-    for task in tasks:
-        floor = found[task, "exact"]
-        values = [found.get((task, s)) for s in samplers]
-        least = min(v for v in values if v is not None)
-        cells = []
-        for value in values:
-            if value is None:
-                cells.append("<td></td>")
-                continue
-            heat = (
-                math.log(value / floor) / math.log(20)
-                if metric == "sw2"
-                else 2 * value - 1
-            )
-            digits = f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
-            bold = value == least if metric == "sw2" else value <= 0.55
-            text = f"<b>{digits}</b>" if bold else digits
-            share = 100 * min(1.0, max(0.0, heat))
-            cells.append(f'<td style="--heat: {share:.0f}%">{text}</td>')
-        name = task.replace(" sigma_y=", ", σ = ")
-        lines.append(
-            f"<tr><th>{name}</th><td>{floor:.2f}</td>{''.join(cells)}</tr>"
-        )
-    return "\n".join([*lines, "</tbody></table></div>"])
-
-
-def data_markdown(name: str, level: int = 0) -> str:
-    """`docs/data/NAME.md`, written by a script; its title is left out, other headings sink below `level` (0 drops all)."""
-    file = DATA / f"{name}.md"
-    if not file.is_file():
-        return note(f"`docs/data/{name}.md` has not been written yet.")
-    text = re.sub(r"\A# .*\n", "", file.read_text(encoding="utf-8"))
-    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
-    if level == 0:
-        return re.sub(r"^#+ .*\n", "", text, flags=re.MULTILINE).strip()
-    return re.sub(
-        r"^(#+) ",
-        lambda m: "#" * min(6, len(m[1]) + level - 1) + " ",
-        text,
-        flags=re.MULTILINE,
-    ).strip()
-
-
-def suite_results() -> str:
-    """The tables of every suite whose results are in docs/data, each below the command that made it."""
-    parts = []
-    for file in sorted(DATA.glob("suite_*.json")):
-        info = json.loads(file.read_text(encoding="utf-8"))
-        seeds = info.get("seeds", [])
-        about = f"{info.get('images')} images, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
-        name = file.stem.removeprefix("suite_")
-        parts.append(
-            f"### {name}\n\n`{info.get('command')}`: {about}.\n\n{data_markdown(file.stem, 3)}"
-        )
-    if not parts:
-        return note(
-            "No suite has been run for this copy of the pages. `invdiff bench quick --out runs/quick` runs the first one, and "
-            "`python docs/figures/results.py runs/quick` puts its tables here."
-        )
-    return "\n\n".join(parts)
-
-
-def posterior_table() -> str:
-    """The Gaussian table of the benchmark's truth part."""
-    if not (DATA / "posterior_table.md").is_file():
-        return note(
-            "`python docs/figures/results.py --posterior` makes this table."
-        )
-    return (
-        data_markdown("posterior_table")
-        + "\n\n"
-        + provenance("posterior_table")
-    )
-
-
-def truth_figure(name: str, caption: str) -> str:
-    """A figure that `invdiff bench truth` drew."""
-    if not (DATA / "truth" / f"{name}.png").is_file():
-        return note(
-            f"This figure is drawn by `invdiff bench truth --out docs/data/truth` ({name}.png)."
-        )
-    alt = re.sub(r"[*_`$\\\[\]\"]", "", caption.split(". ")[0])
-    image = f"![{alt}](%UP%data/truth/{name}.png){{ loading=lazy }}"
-    return f'<figure markdown="span">\n{image}\n<figcaption markdown="span">{caption}</figcaption>\n</figure>'
-
-
-def truth_tables() -> str:
-    """Every table of `invdiff bench truth`, folded."""
-    if not (DATA / "truth" / "summary.md").is_file():
-        return note(
-            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
-        )
-    text = data_markdown("truth/summary", 1)
-    about, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
-    out = [about.strip()]
-    for part in parts:
-        title, _, body = part.partition("\n")
-        body = re.sub(
-            r"^### (.*)$", r"**\1**", body, flags=re.MULTILINE
-        ).strip()
-        out.append(
-            f'??? note "{title}: all tables"\n\n'
-            + textwrap.indent(body, "    ")
-        )
-    return "\n\n".join(out)
-
-
-def measured_markdown(name: str, command: str) -> str:
-    """`docs/data/NAME.md` with its picture, or a note with the command that writes them."""
-    if not (DATA / f"{name}.md").is_file():
-        return note(
-            f"Not measured for this copy of the pages: `{command}` does it."
-        )
-    parts = []
-    if (DATA / f"{name}.png").is_file():
-        parts.append(f"![{name}](%UP%data/{name}.png){{ loading=lazy }}")
-    return "\n\n".join([*parts, data_markdown(name, 2)])
-
-
-def provenance(name: str) -> str:
-    """The command, date and machine that `docs/data/NAME.json` says it comes from."""
-    file = DATA / f"{name}.json"
-    if not file.is_file():
-        return ""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        return ""
-    parts = []
-    if made := content.get("command") or content.get("made_by"):
-        parts.append(f"Made by `{made}`")
-    if content.get("settings"):
-        parts.append(str(content["settings"]))
-    return ". ".join(parts) + "." if parts else ""
-
-
-def sampler_seconds() -> str:
-    """Calls of every sampler with its defaults, and what they take with cats64 on the machine of `docs/data/speed.json`."""
-    from invdiff.backbones.schedule import NoiseSchedule
-    from invdiff.samplers import sampler_class
-
-    file = DATA / "speed.json"
-    if not file.is_file():
-        return note("`python benchmarks/speed.py --out docs/data` measures it.")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    measured = [
-        r
-        for r in found["overhead"]
-        if r["backbone"] == "cats64" and r["batch"] == 1
-    ]
-    rows = []
-    for row in sorted(
-        measured, key=lambda r: r["run_ms"] * _calls(r["sampler"])
-    ):
-        calls = _calls(row["sampler"])
-        gradient = (
-            "yes"
-            if sampler_class(row["sampler"])().cost(NoiseSchedule.linear()).vjps
-            else ""
-        )
-        seconds = calls * row["run_ms"] / 1000
-        rows.append(
-            [
-                f"`{row['sampler']}`",
-                f"{calls:,}",
-                gradient,
-                f"{row['run_ms']:.0f}",
-                f"{seconds:.1f}",
-            ]
-        )
-    about = found["about"]
-    where = f"{about['machine']}, {about['threads']} thread(s), PyTorch {about['torch'].split('+')[0]}, precision `auto`, {about['clock']}"
-    head = ["sampler", "network calls", "gradient", "ms a call", "seconds"]
-    return (
-        markdown_table(head, rows, "lrcrr")
-        + f"\n\n{where}. Made by `python benchmarks/speed.py --out docs/data`."
-    )
-
-
-def _calls(name: str) -> int:
-    from invdiff.backbones.schedule import NoiseSchedule
-    from invdiff.samplers import sampler_class
-
-    return sampler_class(name)().network_calls(NoiseSchedule.linear())
 
 
 def bibtex() -> str:
@@ -1099,123 +612,6 @@ def figures_table() -> str:
     )
 
 
-# ---- the gallery ------------------------------------------------------------------------------------------------
-
-
-def gallery(name: str) -> str:
-    """The picture of a page of the gallery, as `docs/figures/gallery.py` made it by running the page's own code."""
-    if not (DOCS / "assets" / "gallery" / f"{name}.jpg").is_file():
-        return note(
-            f"This picture is made by `python docs/figures/gallery.py {name}`."
-        )
-    alt = f"{_title(name)}: damaged, classical, answer, truth"
-    return f"![{alt}](%UP%assets/gallery/{name}.jpg)"
-
-
-def gallery_figures(name: str) -> str:
-    """What a page's methods are worth, and what its block cost."""
-    row = _gallery_rows().get(name)
-    if row is None:
-        return note(
-            f"These figures come from `python docs/figures/gallery.py {name}`."
-        )
-    if "error" in row["methods"][0]:
-        head, align = ["", "error, standard deviations"], "lr"
-        body = [[m["name"], f"{m['error']:.2f}"] for m in row["methods"]]
-    else:
-        head, align = ["", "PSNR, dB", "SSIM"], "lrr"
-        body = [
-            [m["name"], f"{m['psnr']:.1f}", f"{m['ssim']:.3f}"]
-            for m in row["methods"]
-        ]
-    cost = f"The whole block took {row['seconds']:.0f} s of one processor core"
-    if "sampler" in row:
-        cost += (
-            f": `{row['sampler']}` with `{row['backbone']}`, {row['calls']} network calls for each of "
-            f"{row['n_samples']} samples, and the classical method"
-        )
-    return f"{markdown_table(head, body, align)}\n\n{cost}."
-
-
-def gallery_grid(names: list[str]) -> str:
-    """A card for every page: half damaged, half answered, with its title and its one line."""
-    cards = [
-        f'<a class="card" href="{name}/"><img src="%UP%assets/gallery/{name}-small.jpg" alt="" loading="lazy">'
-        f"<strong>{_title(name)}</strong><span>{_one_line(name)}</span></a>"
-        for name in names
-    ]
-    return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
-
-
-def gallery_table() -> str:
-    """Every page's sample, mean and classical figure, and its time."""
-    body = []
-    for name, row in _gallery_rows().items():
-        unit = "error" if "error" in row["methods"][0] else "psnr"
-        worth = [
-            f"{m[unit]:.2f}" if unit == "error" else f"{m[unit]:.1f} dB"
-            for m in row["methods"]
-        ]
-        sample, mean, *_ = worth if unit == "psnr" else worth[1::-1]
-        rival = (min if unit == "error" else max)(
-            row["methods"][2:], key=lambda m: m[unit]
-        )
-        classical = (
-            f"{rival[unit]:.2f}" if unit == "error" else f"{rival[unit]:.1f} dB"
-        )
-        body.append(
-            [
-                f"[{_title(name)}]({name}.md)",
-                sample,
-                mean,
-                f"{classical} ({rival['name']})",
-                f"{row['seconds']:.0f} s",
-            ]
-        )
-    head = ["", "one sample", "mean of several", "classical", "processor time"]
-    return markdown_table(head, body, "lrrlr")
-
-
-def gallery_ahead() -> str:
-    """On how many pages the mean of the samples is nearer to the truth than the classical method."""
-    rows = [r for r in _gallery_rows().values() if "psnr" in r["methods"][0]]
-    mean = sum(r["methods"][1]["psnr"] > r["methods"][-1]["psnr"] for r in rows)
-    one = sum(r["methods"][0]["psnr"] > r["methods"][-1]["psnr"] for r in rows)
-    return (
-        f"Of the {len(rows)} pictures, the mean is nearer to the truth than the classical method on {mean}, "
-        f"a single sample on {one}."
-    )
-
-
-def _gallery_rows() -> dict[str, dict[str, Any]]:
-    return {row["page"]: row for row in read_rows("gallery") or []}
-
-
-def _title(name: str) -> str:
-    text = (DOCS / "gallery" / f"{name}.md").read_text(encoding="utf-8")
-    return text.splitlines()[0].removeprefix("# ")
-
-
-def _one_line(name: str) -> str:
-    text = (DOCS / "gallery" / f"{name}.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- in one line: (.*?) -->", text)
-    return found[1] if found else ""
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if isinstance(value, float):
-        return (
-            f"{value:.1e}"
-            if 0 < abs(value) < 1e-3
-            else f"{value:.3g}"
-            if abs(value) < 10
-            else f"{value:.1f}"
-        )
-    return "" if value is None else str(value)
-
-
 MACROS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
@@ -1234,27 +630,10 @@ MACROS: dict[str, Callable[..., str]] = {
         include,
         api_modules,
         figure,
-        data_table,
-        datum,
-        which_sampler,
-        time_to_quality,
-        quality_words,
-        truth_overview,
-        data_markdown,
-        suite_results,
-        posterior_table,
-        truth_figure,
-        truth_tables,
-        measured_markdown,
-        provenance,
-        sampler_seconds,
         bibtex,
         chapters_table,
         figures_table,
-        gallery,
-        gallery_figures,
-        gallery_grid,
-        gallery_table,
-        gallery_ahead,
+        *measured.MACROS,
+        *galleries.MACROS,
     )
 }
