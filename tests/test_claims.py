@@ -36,8 +36,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def of(name: str, column: str, **where: Any) -> float:
     """The value (a mean, where it stands with its interval) of the one row with these values; `_` stands for a space."""
-    wanted = {key.replace("_", " "): value for key, value in where.items()}
-    (row,) = (r for r in rows(name) if all(r[k] == v for k, v in wanted.items()))
+    (row,) = (r for r in rows(name) if all(r[k if k in r else k.replace("_", " ")] == v for k, v in where.items()))
     return row[column][0] if isinstance(row[column], list) else row[column]
 
 
@@ -330,6 +329,54 @@ def test_mmps_on_gaussians_and_mixtures() -> None:
     for task, floor in (("photographs-mask", "0.46"), ("photographs-super-resolution", "0.48")):
         found_here = [f"{score(task, s, 'c2st'):.2f}" for s in ("mmps", "exact")]
         assert found_here == ["0.58", floor]
+
+
+def way(task: str, sigma_y: float, sampler: str, name: str, steps: int, column: str = "above") -> float:
+    return of("integrators", column, task=task, sigma_y=sigma_y, sampler=sampler, way=name, steps=steps)
+
+
+def test_mmps_is_within_a_hundredth_of_the_floor_on_every_gaussian() -> None:
+    gaussian = {(r["task"], r["sigma_y"]) for r in rows("integrators") if r["task"] in GAUSSIANS}
+    assert len(gaussian) == 9
+    for task, sigma_y in gaussian:
+        assert way(task, sigma_y, "mmps", "dpm++2m", 40) <= 0.01
+        assert way(task, sigma_y, "mmps", "dpm++2m", 40, "equivalents") < 300
+
+
+GAUSSIANS = ("gaussian8-mask", "gaussian8-random", "image-mask")
+FEW_CALLS, MANY_CALLS, OWN, DPM = 15, 100, "own", "dpm++2m spacing=karras"
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_which_integrator_pays_for_whom(sigma_y: float) -> None:
+    says(
+        "samplers/integrators.md",
+        "with 15 steps is a third nearer than its own, and still twice as far off as its own 100",
+    )
+    says("samplers/integrators.md", "not with many calls")
+
+    def above(sampler: str, name: str, steps: int) -> float:
+        return way("gaussian8-mask", sigma_y, sampler, name, steps)
+
+    assert 0.6 < above("pigdm", DPM, FEW_CALLS) / above("pigdm", OWN, FEW_CALLS) < 0.8
+    assert 1.5 < above("pigdm", DPM, FEW_CALLS) / above("pigdm", OWN, MANY_CALLS) < 2.6
+    ancestral = "ancestral spacing=karras"
+    for sampler in ("ddnm", "pigdm"):
+        assert above(sampler, OWN, MANY_CALLS) < above(sampler, DPM, MANY_CALLS)
+        assert above(sampler, OWN, MANY_CALLS) < above(sampler, ancestral, MANY_CALLS) + 0.01
+    assert above("diffpir", ancestral, MANY_CALLS) < above("diffpir", OWN, MANY_CALLS)
+    assert above("mmps", "dpm++2m", 30) < 0.02 < above("mmps", "ddim", 30) < above("mmps", "ancestral", 30)
+    assert above("mmps", "heun", 15) > 0.05 and above("mmps", "dpm++2m spacing=trailing", 30) > 0.1
+
+
+def test_the_third_order_pays_on_gaussians_not_on_mixtures() -> None:
+    says("samplers/integrators.md", "With few steps the third order pays on Gaussians. On mixtures it does not")
+    pairs = [(r["task"], r["sigma_y"]) for r in rows("integrators") if (r["way"], r["steps"]) == ("eab3", 30)]
+    for task, sigma_y in {p for p in pairs if p[0] in GAUSSIANS}:
+        assert way(task, sigma_y, "mmps", "eab3", 30) < way(task, sigma_y, "mmps", "dpm++2m", 30) + 0.001
+    gmm = {p for p in pairs if p[0].startswith("gmm25")}
+    third = [way(*p, "mmps", "eab3", 30, "c2st") - way(*p, "mmps", "dpm++2m", 30, "c2st") for p in gmm]
+    assert sum(third) / len(third) > 0
 
 
 def test_tds_finds_modes_and_collapses_on_images() -> None:
