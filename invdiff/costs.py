@@ -56,10 +56,10 @@ class Estimate:
         sizes = ", ".join(f"{width}x{height}: {calls}" for (_, height, width), calls in self.parts[:_SAID])
         if len(self.parts) > _SAID:
             sizes += f", and {len(self.parts) - _SAID} parts more"
-        several = f"{self.restorations} restoration{'s' * (self.restorations != 1)}"
+        several = "one restoration" if self.restorations == 1 else f"each of {self.restorations} restorations"
         products = f" and {self.vjps:,} vector-Jacobian products" if self.vjps else ""
         return (
-            f"{self.nfe:,} network calls{products} for each of {several} ({sizes}), "
+            f"{self.nfe:,} network calls{products} for {several} ({sizes}), "
             f"{self.batch} at once; about {self.seconds:.3g} s on {self.device}, from a trial; "
             f"{self.peak_memory / 2**20:,.0f} MiB ({self.memory_is})"
         )

@@ -83,6 +83,8 @@ class Registry(Generic[T]):
                 return self._announced(points)
         names = self.names()
         hint = near_match(name, names) if isinstance(name, str) else ""
+        if not hint and isinstance(name, str):
+            hint = f" A {self.what} of your own has to be imported first (on the command line: --import FILE)"
         raise InvdiffError(f"{self.what} must be one of {', '.join(names)}; got {shown(name)}.{hint}")
 
     def __getitem__(self, name: str) -> T:

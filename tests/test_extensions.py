@@ -20,6 +20,7 @@ from invdiff.errors import InvdiffError, InvdiffWarning
 from invdiff.extensions import import_extensions, imported_extensions
 from invdiff.priors import GaussianBackbone
 from invdiff.registry import Registry
+from invdiff.samplers import sampler_class
 
 ONE_FILE = '''
 from dataclasses import dataclass
@@ -300,3 +301,11 @@ def test_two_packages_with_one_name_and_a_broken_one_are_said(monkeypatch):
         things.get("theirs")
     with pytest.warns(InvdiffWarning, match="no_such_package"):
         assert list(things.items()) == []
+
+
+def test_an_unknown_name_like_none_there_is_says_how_ones_own_gets_known():
+    with pytest.raises(InvdiffError, match=r"got 'zzz'\. A sampler of your own has to be imported first.*--import FILE"):
+        sampler_class("zzz")
+    with pytest.raises(InvdiffError, match="Did you mean 'repaint'") as error:
+        sampler_class("repant")
+    assert "--import" not in str(error.value)

@@ -192,7 +192,10 @@ def solve_command(
         **options_given,
     }
     if dry_run:
-        console.print(f"{sampler}: {estimate(A, y, sampler, **arguments)}", highlight=False, soft_wrap=True)
+        from invdiff.samplers.presets import AUTO_SAMPLER
+
+        price = estimate(A, y, sampler, **arguments)
+        console.print(f"{AUTO_SAMPLER if sampler == 'auto' else sampler}: {price}", highlight=False, soft_wrap=True)
         return
     answer = solve(A, y, sampler, **arguments)
     if blend:
