@@ -9,10 +9,12 @@ import torch
 from conftest import quiet_solve
 
 import invdiff as iv
-from invdiff import InvdiffError, NoiseSchedule
+from invdiff import Blur, InvdiffError, Mask, NoiseSchedule, PiGDM
 from invdiff.backbones.base import Prediction
 from invdiff.bench.posterior.distances import gaussian_w2
-from invdiff.priors.named import correlated_gaussian
+from invdiff.operators.blur import gaussian_kernel
+from invdiff.priors.named import PRIORS, correlated_gaussian
+from invdiff.problem import Problem
 from invdiff.samplers import INTEGRATORS
 from invdiff.samplers.integrators import adams_bashforth, ddim, dpm_solver_2m, half_log_snr
 from invdiff.samplers.krylov import conjugate_gradients, recalled
@@ -229,3 +231,30 @@ def test_directions_of_no_positive_curvature_are_not_recalled():
     pairs = conjugate_gradients(_product(M), b, 4)[2]
     z = recalled(pairs, b)
     assert bool(torch.isfinite(z).all()) and torch.equal(z[1], b[1]) and (z[0] @ b[0]) > 0
+
+
+# ---- estimates that a deterministic integrator can follow ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddnm+", "pigdm", "diffpir", "mmps"])
+def test_a_blur_s_weak_singular_values_do_not_gather_noise(sampler):
+    """With dpm++2m, a noisy blur's answer stays as near to the truth as that of the sampler's own step, or nearly."""
+    prior = PRIORS["gaussian16x16"]()
+    truth = prior.prior_sample(2, seed=0).float()
+    A = Blur(gaussian_kernel(sigma=1.6))
+    y = A.measure(truth, 0.04, seed=0)
+
+    def off(**options):
+        x = quiet_solve(A, y, sampler, sigma_y=0.04, backbone=prior, **options).x
+        return (x - truth).square().mean().sqrt().item()
+
+    assert off(steps=15, integrator="dpm++2m", spacing="karras") < 1.25 * off(steps=50)
+
+
+def test_pigdm_goes_no_further_than_y_asks():
+    """A prior that varies twenty times more than r_t^2 says: the whole guidance would go far beyond y."""
+    A, y = Mask(torch.tensor([1.0, 0, 0, 0]).reshape(1, 1, 4)), torch.full((1, 1, 1, 4), 0.5)
+    wide = iv.GaussianBackbone(torch.zeros(1, 1, 4), torch.full((1, 1, 4), 400.0))
+    problem = Problem(A, A(y), y, 0.0, (1, 1, 4))
+    x0 = PiGDM(project=False).estimate(torch.full((1, 1, 1, 4), 2.0), 600, problem, wide)
+    assert abs(x0[0, 0, 0, 0].item() - 0.5) < 1e-3

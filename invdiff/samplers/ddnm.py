@@ -86,7 +86,9 @@ class DDNMPlus(DDNM):
     The authors' SVD code forgets a rotation of the noise, which makes its noisy results depend on the choice of basis for
     super-resolution and colorization; this is the corrected form. With sigma_y > 0 the last estimate is the network's.
 
-    Left to an integrator, the correction is that for a deterministic step that stays at t (c and thr at a_t, eta = 0).
+    Left to an integrator, which adds no noise to make up a difference, the correction is Wiener's, with 1 - a_t for the variance
+    of what the network is not sure of: g = 1 / (s^2 + sigma_y^2 / (1 - a_t)), as PiGDM's. (With the g above the noise of weak
+    singular values would gather from step to step.)
     """
 
     handles_noise: ClassVar[bool] = True
@@ -119,8 +121,9 @@ class DDNMPlus(DDNM):
     def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
         if problem.sigma_y == 0:
             return super().estimate(x_t, t, problem, backbone)
-        x0, a_t = backbone.predict(x_t, t).x0, backbone.schedule.alpha_bar_at(t)
-        return x0 + problem.filtered_residual(_trusted((1 - a_t) ** 0.5, a_t**0.5 * problem.sigma_y, 1.0), x0)
+        x0 = backbone.predict(x_t, t).x0
+        ratio = problem.sigma_y**2 / (1 - backbone.schedule.alpha_bar_at(t))
+        return x0 + problem.filtered_residual(lambda squared: 1 / (squared + ratio), x0)
 
 
 def _trusted(c: float, noise_y: float, kept: float) -> Callable[[Tensor], Tensor]:

@@ -111,6 +111,16 @@ SOLVERS: dict[str, Callable[..., tuple[Tensor, Tensor, Pairs]]] = {
 }
 
 
+def not_beyond(seen: Tensor, residual: Tensor) -> Tensor:
+    """The share of a shift, (B,), at most 1, that brings what A sees of it nearest to the residual; 1 where A sees nothing of it.
+
+    For guesses of a covariance: along directions that vary more than they assume the whole would go far beyond, further at
+    every step.
+    """
+    length = inner(seen, seen)
+    return torch.where(length > 0, inner(seen, residual) / length.clamp(min=1e-300), 1.0).clamp(0, 1)
+
+
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The dot product of every image, (B,)."""
     return (a.flatten(1) * b.flatten(1)).sum(1)

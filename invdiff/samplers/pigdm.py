@@ -11,10 +11,12 @@ from torch import Tensor
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import SPACINGS
 from invdiff.noise import Draw
+from invdiff.operators.base import LinearOperator
 from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import Sampler, estimate_with_pullback, inverse, register_sampler
 from invdiff.samplers.integrators import OWN, OWN_OR_INTEGRATOR, ddim_coefficients
+from invdiff.samplers.krylov import not_beyond, over
 from invdiff.tensors import weighted_sum
 
 
@@ -61,26 +63,35 @@ class PiGDM(Sampler):
     def step(
         self, x_t: Tensor, t: int, s: int, problem: Problem, backbone: Backbone, noise: Draw
     ) -> tuple[Tensor, Tensor]:
-        prediction, estimate, x0, g = self._guided(x_t, t, problem, backbone)
+        prediction, estimate, g = self._guided(x_t, t, problem, backbone)
+        x0, g = self._projected(estimate, g, problem)
         a_t, a_s = backbone.schedule.alpha_bar_at(t), backbone.schedule.alpha_bar_at(s)
         c1, c2 = ddim_coefficients(a_t, a_s, self.eta)
         x = weighted_sum((a_s**0.5, x0), (c2, prediction.eps), (self.weight * (a_s * a_t) ** 0.5, g))
         return x.add_(noise("step"), alpha=c1) if c1 > 0 else x, estimate
 
     def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
-        """``x0 + weight g / sqrt(a_t)``: by Tweedie's formula what the guidance makes of the mean."""
-        _, _, x0, g = self._guided(x_t, t, problem, backbone)
-        return weighted_sum((1.0, x0), (self.weight / backbone.schedule.alpha_bar_at(t) ** 0.5, g))
+        """``x0 + weight g / sqrt(a_t)``, by Tweedie's formula what the guidance makes of the mean, if r_t^2 is right.
 
-    def _guided(
-        self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone
-    ) -> tuple[Prediction, Tensor, Tensor, Tensor]:
-        """The prediction, its x0, this x0 with the known part put in if asked for, and g."""
+        Pictures vary more than r_t^2 says; so of the guidance no more is taken than brings A x0 nearest to y.
+        """
+        _, x0, g = self._guided(x_t, t, problem, backbone)
+        shift = self.weight / backbone.schedule.alpha_bar_at(t) ** 0.5 * g
+        if isinstance(problem.operator, LinearOperator):
+            share = not_beyond(problem.operator(shift), problem.y - problem.operator(x0))
+            shift = over(share.to(shift), shift) * shift
+        x0, shift = self._projected(x0, shift, problem)
+        return x0 + shift
+
+    def _guided(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> tuple[Prediction, Tensor, Tensor]:
+        """The prediction, its x0, and g."""
         prediction, estimate, pullback = estimate_with_pullback(backbone, x_t, t)
         ratio = problem.sigma_y**2 / (1 - backbone.schedule.alpha_bar_at(t))
         g = pullback(
             problem.filtered_residual(inverse if ratio == 0 else lambda squared: 1 / (squared + ratio), estimate)
         )
-        if not self.project:
-            return prediction, estimate, estimate, g
-        return prediction, estimate, problem.replace_known(estimate), problem.operator.complement(g)
+        return prediction, estimate, g
+
+    def _projected(self, x0: Tensor, g: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        """x0 with the known part put in, and g on the rest, if asked for."""
+        return (problem.replace_known(x0), problem.operator.complement(g)) if self.project else (x0, g)

@@ -16,6 +16,7 @@ from invdiff.options import option
 from invdiff.problem import Problem
 from invdiff.samplers.base import register_sampler
 from invdiff.samplers.integrators import posterior_coefficients
+from invdiff.samplers.krylov import not_beyond, over
 from invdiff.samplers.local_gaussian import LocalGaussian, Seen
 from invdiff.samplers.particles import ParticleSampler, Population, by_chunks, inner, linear
 from invdiff.tensors import weighted_sum
@@ -193,7 +194,7 @@ class TDS(ParticleSampler):
             log_twist = -0.5 * inner(operator.pinv(residual, tuple(x0.shape[1:])), back)
         shift = (1 - a) / a**0.5 * pullback(back)
         if self.twisting != "paper":
-            shift = _not_beyond(operator(shift), residual).to(shift).reshape(-1, 1, 1, 1) * shift
+            shift = over(not_beyond(operator(shift), residual).to(shift), shift) * shift
         moved = x0 + shift
         return x0, (moved.clamp(-1, 1) if self.clip else moved) - x0, prediction.log_variance, log_twist
 
@@ -209,13 +210,6 @@ class TDS(ParticleSampler):
         away = A.pinv(problem.y - A(x0))
         cloud.weigh(-0.5 * inner(away, away / v) - log_twist)
         return problem.replace_known(x0)
-
-
-def _not_beyond(seen: Tensor, residual: Tensor) -> Tensor:
-    """The share of a shift, (B,), at most 1, that brings what A sees of it nearest to the residual: along directions that vary more
-    than the scalar guess assumes the whole would go far beyond, further at every step."""
-    length = inner(seen, seen)
-    return torch.where(length > 0, inner(seen, residual) / length.clamp(min=1e-300), 1.0).clamp(0, 1)
 
 
 def linearised(backbone: Backbone, x_t: Tensor, t: int) -> tuple[Prediction, Tensor, _Pullback]:
