@@ -85,7 +85,7 @@ WAYS = (
     Way("mmps", "dpm++2m", 30, {"spacing": "logsnr", "iterations": 2}),
     *(
         Way(sampler, name, steps, {} if name == "own" else {"spacing": "karras"})
-        for sampler in ("ddnm", "pigdm", "diffpir")
+        for sampler in ("ddnm", "ddnm+", "pigdm", "diffpir")
         for steps in (15, 100)
         for name in ("own", "ancestral", "dpm++2m")
     ),

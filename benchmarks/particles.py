@@ -38,6 +38,7 @@ TASKS: tuple[tuple[str, str, int, float, int, int], ...] = (  # name, prior, row
 )
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "tds": ("tds", {}),
+    "tds, logsnr": ("tds", {"spacing": "logsnr"}),
     "tds, scalar": ("tds", {"twisting": "scalar"}),
     "mcg-diff": ("mcg-diff", {}),
     "fps-smc": ("fps-smc", {}),
@@ -138,7 +139,7 @@ def draw(rows: list[dict[str, Any]], folder: Path) -> None:
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     axes = figure.subplots(2, (len(TASKS) + 1) // 2, sharex=True)
-    colours = dict(zip(METHODS, ("#0072b2", "#56b4e9", "#d55e00", "#009e73"), strict=True))
+    colours = dict(zip(METHODS, ("#0072b2", "#e69f00", "#56b4e9", "#d55e00", "#009e73"), strict=True))
     for panel, task in zip(axes.flat, TASKS, strict=False):
         here = [r for r in rows if (r["task"], r["sigma_y"]) == (task[0], task[3])]
         for label in METHODS:

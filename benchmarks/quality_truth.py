@@ -195,6 +195,7 @@ def our_methods() -> Iterator[Method]:
         (
             *grid(integrator=("dpm++2m", "eab3"), spacing=("logsnr", "karras"), iterations=(1, 2, 3)),
             *grid(integrator=("ddim", "heun"), spacing=("karras",), iterations=(2,)),
+            *grid(integrator=("dpm++2m",), spacing=("logsnr",), iterations=(1, 2), warm=(False,), recalled=(0,)),
         ),
         few,
     )

@@ -304,7 +304,9 @@ def test_two_packages_with_one_name_and_a_broken_one_are_said(monkeypatch):
 
 
 def test_an_unknown_name_like_none_there_is_says_how_ones_own_gets_known():
-    with pytest.raises(InvdiffError, match=r"got 'zzz'\. A sampler of your own has to be imported first.*--import FILE"):
+    with pytest.raises(
+        InvdiffError, match=r"got 'zzz'\. A sampler of your own has to be imported first.*--import FILE"
+    ):
         sampler_class("zzz")
     with pytest.raises(InvdiffError, match="Did you mean 'repaint'") as error:
         sampler_class("repant")

@@ -258,3 +258,18 @@ def test_pigdm_goes_no_further_than_y_asks():
     problem = Problem(A, A(y), y, 0.0, (1, 1, 4))
     x0 = PiGDM(project=False).estimate(torch.full((1, 1, 1, 4), 2.0), 600, problem, wide)
     assert abs(x0[0, 0, 0, 0].item() - 0.5) < 1e-3
+
+
+# ---- no more products than there are numbers in y -----------------------------------------------------------------
+
+
+def test_mmps_asks_for_no_more_products_than_there_are_numbers(prior):
+    few, many = (iv.Mask((torch.arange(8) < k).float()[None]) for k in (1, 5))
+    for A, products in ((few, 1), (many, 4), (iv.MatrixOperator(torch.eye(8)[:2]), 2)):
+        y = A.measure(prior.prior_sample(1, seed=0), 0.1, seed=0)
+        solution = quiet_solve(A, y, "mmps", backbone=prior, sigma_y=0.1, steps=5, n_samples=3)
+        assert solution.vjps == 5 * products
+        assert iv.estimate(A, y, "mmps", backbone=prior, sigma_y=0.1, steps=5).vjps == 5 * products
+        more = quiet_solve(A, y, "mmps", backbone=prior, sigma_y=0.1, steps=5, n_samples=3, iterations=8)
+        if products < 4:
+            torch.testing.assert_close(solution.x, more.x, atol=1e-9, rtol=0)

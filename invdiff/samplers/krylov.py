@@ -20,7 +20,7 @@ or bfloat16, are its rounding as much as M's doing, and carried on would make an
 
 
 def conjugate_gradients(
-    product: Product, b: Tensor, iterations: int, start: Tensor | None = None, known: Pairs = ()
+    product: Product, b: Tensor, iterations: int, start: Tensor | None = None, known: Pairs = (), keep: bool = True
 ) -> tuple[Tensor, Tensor, Pairs]:
     """Conjugate directions on M u = b, ``iterations`` of them (Hestenes & Stiefel, 1952).
 
@@ -35,6 +35,7 @@ def conjugate_gradients(
         iterations: products.
         start: the first direction.
         known: pairs of systems like this one: the residuals go through the inverse that they tell, see `recalled`.
+        keep: whether the pairs of this system are wanted.
 
     Returns:
         u, of the shape of b (B, ...), its companion, and the pairs of this system.
@@ -44,7 +45,7 @@ def conjugate_gradients(
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # directions, their products, their curvatures
     pairs, least = [], TELLING**2 * inner(b, b)
     for k in range(iterations):
-        told = inner(r, r) > least
+        told = inner(r, r) > least if keep else None
         p = recalled(known, r) if start is None or k > 0 else start
         for d, of_d, curvature in before:
             p = p - over(_ratio(inner(of_d, p), curvature), d) * d
@@ -54,6 +55,8 @@ def conjugate_gradients(
         u, r = u + over(step, p) * p, r - over(step, q) * q
         companion = _add(companion, step, moved)
         before.append((p, q, curvature))
+        if told is None:
+            continue
         root = (told * curvature.clamp(min=0)).sqrt()
         pairs.append((_divided(p, root, 0).float(), _divided(q, root, 0).float()))
     assert companion is not None

@@ -58,13 +58,25 @@ class MMPS(Estimator):
     def products(self) -> int:
         return self.iterations + (1 if self.warm and self.solver == "cg" else 0)
 
+    def products_for(self, problem: Problem | None) -> int:
+        """No more than there are numbers in y: so many directions are all there are."""
+        if problem is None:
+            return self.products()
+        read = problem.operator.reads(problem.image_shape)
+        numbers = problem.y[0].numel() if read is None else int(read.flatten(1).sum(1).max())
+        return max(1, min(self.products(), numbers))
+
     def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
         A, variance, a_t = (
             linear_operator(problem, self.name),
             problem.sigma_y**2,
             backbone.schedule.alpha_bar_at(t),
         )
-        _, x0, pullback = estimate_with_pullback(backbone, x_t, t, products=self.products())
+        memory = memory_of(backbone)
+        if "mmps/products" not in memory:
+            memory["mmps/products"] = self.products_for(problem)
+        products = memory["mmps/products"]
+        _, x0, pullback = estimate_with_pullback(backbone, x_t, t, products=products)
         c = (1 - a_t) / a_t**0.5
 
         def scaled(u: Tensor) -> Tensor:
@@ -82,10 +94,11 @@ class MMPS(Estimator):
             return scaled(variance * u + seen), moved
 
         residual = scaled(problem.y.double() - A(x0.double()))
-        memory = memory_of(backbone)
         known: Pairs = memory.get("mmps/pairs", ())
-        options = {"start": memory.get("mmps/u"), "known": known} if self.solver == "cg" else {}
-        u, correction, pairs = SOLVERS[self.solver](product, residual, self.products(), **options)
+        options = (
+            {"start": memory.get("mmps/u"), "known": known, "keep": self.recalled > 0} if self.solver == "cg" else {}
+        )
+        u, correction, pairs = SOLVERS[self.solver](product, residual, products, **options)
         if self.warm:
             memory["mmps/u"] = u
         if self.recalled > 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
+from invdiff.backbones.schedule import SPACINGS
 from invdiff.noise import Draw
 from invdiff.operators.base import LinearOperator
 from invdiff.options import option
@@ -59,6 +60,7 @@ class TDS(ParticleSampler):
     )
     tausq: float = option(0.12, "variance of the prior that scalar and type 6 assume", low=0)
     clip: bool = option(False, "clip the twisted x0 of the proposal to [-1, 1], as twisting=paper did")
+    spacing: str = option("respaced", "which times of the schedule are kept", choices=SPACINGS)
 
     handles_noise: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
