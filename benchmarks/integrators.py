@@ -181,7 +181,16 @@ def main() -> None:
 
 
 def written(path: Path, cells: list[dict[str, Any]]) -> None:
-    """The file: a line for every row."""
+    """The file: a line for every row, in the order of the tasks and ways."""
+    tasks, ways = [(t.name, t.sigma_y) for t in TASKS], [(w.sampler, w.label, w.steps) for w in WAYS]
+    cells = sorted(
+        cells,
+        key=lambda r: (
+            tasks.index((r["task"], r["sigma_y"])),
+            r["seed"],
+            ways.index((r["sampler"], r["way"], r["steps"])),
+        ),
+    )
 
     def lines(rows: list[dict[str, Any]]) -> str:
         return ",\n".join(

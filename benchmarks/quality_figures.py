@@ -73,6 +73,10 @@ def _truth(found: Row, panels: list[tuple[str, str]], path: Path, named: bool = 
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(0.8 * info["floor"], 1.2)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1,) if axis is axes.xaxis else (1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_title(task, fontsize=9, loc="left", color=INK)
         axes.set_xlabel(COSTS[cost], fontsize=8)
         if number % 2 == 0:
@@ -108,6 +112,26 @@ def _named(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
         )  # fmt: skip
 
 
+def _beside(axes: Any, names: list[tuple[float, float, str, str]]) -> None:
+    """Every name to the right of its point, moved down or up from one that is there already."""
+    bottom, top = axes.get_ylim()
+    left, right = np.log(axes.get_xlim())
+    taken: list[tuple[float, float, float]] = []
+    for x, y, name, colour in sorted(names, key=lambda n: (n[0], -n[1])):
+        at, height = (np.log(x) - left) / (right - left), (y - bottom) / (top - bottom)
+        width = 0.022 * len(name) + 0.03
+
+        def free(place: float, at: float = at, width: float = width) -> bool:
+            return all(abs(place - h) >= 0.036 or at >= a + w or a >= at + width for a, h, w in taken)
+
+        offsets = sorted((0.012 * k for k in range(-25, 26)), key=abs)
+        place = next((height + d for d in offsets if free(height + d)), height)
+        taken.append((at, place, width))
+        axes.annotate(
+            name, (x, y), (at + 0.015, place), textcoords="axes fraction", fontsize=6.5, color=colour, va="center"
+        )
+
+
 def _images(found: Row, path: Path) -> None:
     scores = list(found["scores"].values())
     panels = list(dict.fromkeys((r["set"], r["task"]) for r in scores))
@@ -116,24 +140,26 @@ def _images(found: Row, path: Path) -> None:
     figure.set_facecolor(PAPER)
     for number, (which, task) in enumerate(panels):
         axes = figure.add_subplot(-(-len(panels) // columns), columns, number + 1)
-        for row in [r for r in scores if (r["set"], r["task"]) == (which, task)]:
+        names: list[tuple[float, float, str, str]] = []
+        rows = [r for r in scores if (r["set"], r["task"]) == (which, task)]
+        fewest = set(min((r["pictures"] for r in rows), key=len))  # all methods on the same pictures
+        for row in rows:
             name = row["method"].split(",")[0]
             mark = row["method"] == MARK
             peer = ":" in name
             colour, shape = (INK, "*") if mark else (LIBRARY_COLOURS[name.split(":")[0]], "x") if peer else look(name)
-            y = float(np.mean(row["psnr"]))
+            y = float(np.mean([v for n, v in zip(row["pictures"], row["psnr"], strict=True) if n in fewest]))
             fast = "dpm++2m" in row["method"]
             filled = {} if peer else {"mfc": PAPER if fast else colour}
             axes.plot([row["forward_equivalents"]], [y], shape, color=colour, ms=13 if mark else 6, **filled)
-            axes.annotate(
-                name, (row["forward_equivalents"], y), (5, 3), textcoords="offset points", fontsize=6.5, color=colour
-            )
+            names.append((row["forward_equivalents"], y, name, colour))
             if mark:
                 axes.axhline(y, color=INK, lw=0.8, ls="--")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        _beside(axes, names)
         axes.set_title(f"{which}: {task}", fontsize=9, loc="left", color=INK)
         axes.set_xlabel("network calls (a gradient counts 1.5)", fontsize=8)
         axes.set_ylabel("PSNR, dB", fontsize=8)

@@ -281,12 +281,7 @@ def integrators(
             for r in rows
             if (r["sampler"], r["steps"]) == (sampler, steps)
         }
-        cells = [
-            f"{mine[n]['above']:.{digits}f} ± {mine[n]['above_error']:.{digits}f}"
-            if n in mine
-            else ""
-            for n in used
-        ]
+        cells = [_both(mine.get(n, {}), "above", digits) for n in used]
         costs = {r["equivalents"] for r in mine.values()}
         cost = (
             f"{min(costs)}"
@@ -309,33 +304,31 @@ def integrators(
 
 
 def across_tasks(
-    sampler: str, steps: int, ways: dict[str, str], score: str = "above"
+    sampler: str,
+    ways: dict[str, str],
+    score: str = "above",
+    priors: tuple[str, ...] = ("",),
 ) -> str:
     """One sampler on every task, a column for each of its ways.
 
     Args:
-        sampler, steps: of all.
-        ways: what the file calls a way -> the head of its column.
+        sampler: of all.
+        ways: steps and what the file calls a way -> the head of its column: ``{"30 dpm++2m": "30 steps"}``.
         score: "above" the floor, "c2st" or "mode_error"; tasks without it are left out.
+        priors: only tasks whose names begin with one of these.
     """
-    rows = [
-        r
+    found = {
+        (r["task"], r["sigma_y"], f"{r['steps']} {r['way']}"): r
         for r in read_rows("integrators") or []
-        if (r["sampler"], r["steps"]) == (sampler, steps) and score in r
-    ]
+        if r["sampler"] == sampler and score in r
+    }
     body = []
-    for task, sigma_y in dict.fromkeys((r["task"], r["sigma_y"]) for r in rows):
-        mine = {
-            r["way"]: r
-            for r in rows
-            if (r["task"], r["sigma_y"]) == (task, sigma_y)
-        }
-        found = [mine[w] for w in ways if w in mine]
-        if len(found) == len(ways):
-            cells = [
-                f"{r[score]:.3f} ± {r[f'{score}_error']:.3f}" for r in found
-            ]
-            body.append([task, f"{sigma_y:g}", *cells])
+    for task, sigma_y in dict.fromkeys((t, s) for t, s, _ in found):
+        mine = [found.get((task, sigma_y, way)) for way in ways]
+        if task.startswith(priors) and None not in mine:
+            body.append(
+                [task, f"{sigma_y:g}", *(_both(r, score, 3) for r in mine if r)]
+            )
     if not body:
         return note(
             "Not measured for this copy of the pages: `python benchmarks/integrators.py --out docs/data` does it."
@@ -343,6 +336,13 @@ def across_tasks(
     return markdown_table(
         ["task", "σ_y", *ways.values()], body, "lr" + "r" * len(ways)
     )
+
+
+def _both(row: dict[str, Any], key: str, digits: int) -> str:
+    """A score ± its standard error, which no line break parts; empty where it was not measured."""
+    if key not in row:
+        return ""
+    return f"{row[key]:.{digits}f}\u00a0±\u00a0{row[f'{key}_error']:.{digits}f}"
 
 
 def nearness(sampler: str, way: str, steps: int) -> str:
@@ -357,21 +357,14 @@ def nearness(sampler: str, way: str, steps: int) -> str:
             "Not measured for this copy of the pages: `python benchmarks/integrators.py --out docs/data` does it."
         )
 
-    def both(row: dict[str, Any], key: str, digits: int) -> str:
-        return (
-            f"{row[key]:.{digits}f} ± {row[f'{key}_error']:.{digits}f}"
-            if key in row
-            else ""
-        )
-
     body = [
         [
             r["task"],
             f"{r['sigma_y']:g}",
             f"{r['floor']:.3f}",
-            both(r, "above", 3),
-            both(r, "c2st", 3),
-            both(r, "mode_error", 3),
+            _both(r, "above", 3),
+            _both(r, "c2st", 3),
+            _both(r, "mode_error", 3),
             f"{r['mode_error_floor']:.3f}" if "mode_error" in r else "",
             f"{r['measurements']}",
         ]
@@ -572,6 +565,27 @@ def measured_markdown(name: str, command: str) -> str:
     return "\n\n".join([*parts, data_markdown(name, 2)])
 
 
+def folded_markdown(name: str, command: str, unfolded: int = 1) -> str:
+    """`docs/data/NAME.md` with each of its parts but the first ones folded, or a note with the command that writes it."""
+    if not (DATA / f"{name}.md").is_file():
+        return note(
+            f"Not measured for this copy of the pages: `{command}` does it."
+        )
+    about, *parts = re.split(
+        r"^### ", data_markdown(name, 1), flags=re.MULTILINE
+    )
+    out = [about.strip()]
+    for k, part in enumerate(parts):
+        title, _, body = part.partition("\n")
+        out.append(
+            f"### {part.strip()}"
+            if k < unfolded
+            else f'??? note "{title}"\n\n'
+            + textwrap.indent(body.strip(), "    ")
+        )
+    return "\n\n".join(out)
+
+
 def provenance(name: str) -> str:
     """The command, date and machine that `docs/data/NAME.json` says it comes from."""
     file = DATA / f"{name}.json"
@@ -669,6 +683,7 @@ MACROS = (
     truth_figure,
     truth_tables,
     measured_markdown,
+    folded_markdown,
     provenance,
     sampler_seconds,
 )
