@@ -387,6 +387,16 @@ def test_mmps_is_within_a_hundredth_of_the_floor_on_every_gaussian() -> None:
 
 
 GAUSSIANS = ("gaussian8-mask", "gaussian8-random", "image-mask")
+
+
+def test_recalled_directions_see_the_covariance_of_pictures() -> None:
+    says("samplers/mmps.md", "Three do not do; those of the")
+    names = ("photographs-mask", "photographs-super-resolution")
+    told, blind = ([way(n, 0.05, "mmps", w, 40) for n in names] for w in ("dpm++2m", "dpm++2m recalled=0"))
+    assert all(a < b for a, b in zip(told, blind, strict=True)) and told[0] < 0.1 * blind[0]
+    assert all(way(n, 0.05, "mmps", "dpm++2m", 40, "c2st") <= 0.55 for n in names)
+
+
 FEW_CALLS, MANY_CALLS, OWN, DPM = 15, 100, "own", "dpm++2m spacing=karras"
 
 
