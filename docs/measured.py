@@ -22,6 +22,11 @@ def note(text: str) -> str:
     return f'!!! note "Not here yet"\n    {text}'
 
 
+NO_TRUTH = note(
+    "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
+)
+
+
 def data_table(
     name: str,
     columns: list[str] | None = None,
@@ -380,17 +385,14 @@ def truth_overview(metric: str = "sw2") -> str:
     Args:
         metric: ``"sw2"``, coloured by how many times the floor it is, to 20; or ``"c2st"``, coloured from 0.5 to 1.
     """
-    file = DATA / "truth" / "summary.csv"
-    if not file.is_file():
-        return note(
-            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
-        )
-    with open(file, encoding="utf-8", newline="") as handle:
-        found = {
-            (r["task"], r["sampler"]): float(r["mean"])
-            for r in csv.DictReader(handle)
-            if r["metric"] == metric and r["mean"]
-        }
+    rows = read_rows("truth/summary")
+    if rows is None:
+        return NO_TRUTH
+    found = {
+        (r["task"], r["sampler"]): float(r["mean"])
+        for r in rows
+        if r["metric"] == metric and r["mean"]
+    }
     # sweeps over steps and scales, and runs without a measurement, have figures of their own
     tasks = [
         t
@@ -439,17 +441,14 @@ def exactness(sampler: str, priors: tuple[str, ...] = ("gaussian8",)) -> str:
         sampler: as the suite calls it.
         priors: tasks whose names begin with one of these.
     """
-    file = DATA / "truth" / "summary.csv"
-    if not file.is_file():
-        return note(
-            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
-        )
-    with open(file, encoding="utf-8", newline="") as handle:
-        found = {
-            (r["task"], r["sampler"], r["metric"]): r
-            for r in csv.DictReader(handle)
-            if r["mean"] and r["task"].startswith(priors)
-        }
+    rows = read_rows("truth/summary")
+    if rows is None:
+        return NO_TRUTH
+    found = {
+        (r["task"], r["sampler"], r["metric"]): r
+        for r in rows
+        if r["mean"] and r["task"].startswith(priors)
+    }
     body = []
     for task in dict.fromkeys(t for t, s, _ in found if s == sampler):
         distance = "w2" if (task, sampler, "w2") in found else "sw2"
@@ -535,9 +534,7 @@ def truth_figure(name: str, caption: str) -> str:
 def truth_tables() -> str:
     """Every table of `invdiff bench truth`, folded."""
     if not (DATA / "truth" / "summary.md").is_file():
-        return note(
-            "The suite has not been run for this copy of the pages: `invdiff bench truth --out runs/truth`."
-        )
+        return NO_TRUTH
     text = data_markdown("truth/summary", 1)
     about, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
     out = [about.strip()]
