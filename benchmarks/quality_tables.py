@@ -155,7 +155,7 @@ def beside_peers(found: Row, task: str) -> list[Row]:
 def interval(values: list[float], digits: int) -> str:
     """Mean and half the width of its 95 % interval over pictures."""
     found = bootstrap_interval(values, resamples=2000)
-    return f"{found.mean:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
+    return f"{found.mean:.{digits}f}\u00a0±\u00a0{(found.high - found.low) / 2:.{digits}f}"
 
 
 def on_common(row: Row, mark: Row, score: str) -> list[float]:
@@ -190,7 +190,7 @@ def images_markdown(found: Row) -> str:
         for row in rows:
             line = [row["method"], len(row["pictures"]), row["calls"], f"{row['forward_equivalents']:.0f}"]
             line += [interval(row["psnr"], 2), interval(row["ssim"], 3)]
-            line += [f"{row[key][0]:.2f} ± {1.96 * row[key][1]:.2f}" for key in ("kernel", "kernel_few")]
+            line += [f"{row[key][0]:.2f}\u00a0±\u00a0{1.96 * row[key][1]:.2f}" for key in ("kernel", "kernel_few")]
             if mark:
                 line += (
                     ["", ""]
