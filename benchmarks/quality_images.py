@@ -149,7 +149,8 @@ def methods() -> Iterator[Method]:
     yield Method(f"tmpd, dpm++2m, {FEWER}", "tmpd", {"steps": FEWER, **FAST})
     yield Method(f"pigdm, own step, {CALLS}", "pigdm", {"steps": CALLS}, photos=True)
     for name in ("mmps", "mcg", "dps", "reddiff"):
-        yield Method(f"{name}, own step, {CALLS}", name, {"steps": CALLS}, few=True, tasks=(STROKES,))
+        way = "dpm++2m" if name == "mmps" else "own step"
+        yield Method(f"{name}, {way}, {CALLS}", name, {"steps": CALLS}, few=True, tasks=(STROKES,))
     best = {"sampler": "REAB2", "schedule": "cosine", "iterations": 2}
     for library, name, steps, setting in (
         ("azula", "MMPS", 20, best),

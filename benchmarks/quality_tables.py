@@ -84,7 +84,11 @@ def truth_markdown(found: Row) -> str:
         parts.append(
             f"{info['distance_name']} over the posterior's size, {info['samples']:,} samples of {measured}; exact draws score "
             f"{info['floor']:.3f}. To reach: {wanted:.3f}"
-            + (f"; in brackets {info['floor'] + ABOVE_FLOOR:.3f}.\n" if wanted == TARGET else ".\n")
+            + (
+                f"; in brackets {info['floor'] + ABOVE_FLOOR:.3f}, which is {ABOVE_FLOOR} above that.\n"
+                if wanted == TARGET
+                else ".\n"
+            )
         )
         closer = {(r["library"], r["method"]): r for r in fastest(found, task, info["floor"] + ABOVE_FLOOR)}
         body = [_truth_line(row, closer[row["library"], row["method"]], wanted == TARGET) for row in rows]
@@ -185,7 +189,9 @@ def images_markdown(found: Row) -> str:
         )
         mark = next((r for r in rows if r["method"] == MARK), None)
         head = ["method", "pictures", "network calls", "forward equivalents", "PSNR, dB", "SSIM", "kernel distance"]
-        head += ["of the first " + str(FEW)] + (["PSNR less RePaint's", "SSIM less RePaint's"] if mark else [])
+        head += [f"kernel distance of the first {FEW}"] + (
+            ["PSNR less RePaint's", "SSIM less RePaint's"] if mark else []
+        )
         body = []
         for row in rows:
             line = [row["method"], len(row["pictures"]), row["calls"], f"{row['forward_equivalents']:.0f}"]

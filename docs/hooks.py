@@ -269,6 +269,21 @@ def samplers_table() -> str:
     return markdown_table(head, rows, "lrcccl")
 
 
+def takers(option: str, but: str = "") -> str:
+    """The samplers with an option, and without another, as a phrase."""
+    from invdiff.samplers import sampler_class, sampler_names
+
+    names = [
+        f"`{n}`"
+        for n in sampler_names()
+        if option in sampler_class(n).__dataclass_fields__
+        and but not in sampler_class(n).__dataclass_fields__
+    ]
+    return " and ".join([", ".join(names[:-1]), names[-1]]).removeprefix(
+        " and "
+    )
+
+
 def code(*targets: str) -> str:
     """The source of classes or methods, such as ``invdiff.samplers.repaint:RePaint.path``, without their docstrings."""
     parts = []
@@ -619,6 +634,7 @@ MACROS: dict[str, Callable[..., str]] = {
         presets,
         traits,
         samplers_table,
+        takers,
         code,
         operators_table,
         masks_table,

@@ -343,6 +343,7 @@ def prepared(
         raise InvdiffError(f"x_init must be None with {method.name}, which asks no network")
     schedule = method.respaced(model.schedule)
     times = method.path(schedule) if path is None else make_path(path, len(schedule), **path_options)
+    method.check_samples(n_samples)
     states = method.states(n_samples)
     keys = _keys(seed, len(problem.y), states)
     first = _first_state(x_init, len(keys), model.sized(problem.image_shape))

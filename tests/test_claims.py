@@ -336,17 +336,16 @@ def test_repaint_s_quality_is_reached_with_twenty_calls() -> None:
 
 
 def test_fifteen_steps_of_dpm_do_not_replace_fifty_of_ones_own() -> None:
-    says("results/quality.md", "from half a decibel (PiGDM's) to five (DiffPIR's")
+    says("results/quality.md", "from 0.4 to 1.3 dB (PiGDM's) to five (DiffPIR's)")
     lost: dict[str, list[float]] = {}
     for (which, task, method), row in restored().items():
         name, way, steps = (*method.split(", "), "", "")[:3]
         if (way, steps) == ("own step", "50") and (short := restored().get((which, task, f"{name}, dpm++2m, 15"))):
             pairs = zip(row["psnr"], short["psnr"], strict=False)
             lost.setdefault(name, []).append(sum(a - b for a, b in pairs) / min(len(row["psnr"]), len(short["psnr"])))
-    lost.pop("mmps")  # has no step of its own
     assert set(lost) == {"ddnm", "ddnm+", "diffpir", "pigdm"}
     assert all(v > 0.3 for values in lost.values() for v in values)
-    assert max(lost["pigdm"]) < 1.5 and 4.5 < max(lost["diffpir"]) < 5.5
+    assert min(lost["pigdm"]) > 0.35 and max(lost["pigdm"]) < 1.35 and 4.5 < max(lost["diffpir"]) < 5.5
 
 
 # ---- Distance to the truth --------------------------------------------------------------------------------------
@@ -404,7 +403,7 @@ FEW_CALLS, MANY_CALLS, OWN, DPM = 15, 100, "own", "dpm++2m spacing=karras"
 def test_which_integrator_pays_for_whom(sigma_y: float) -> None:
     says(
         "samplers/integrators.md",
-        "with 15 steps is a third nearer than its own, and still twice as far off as its own 100",
+        "with 15 steps is a third nearer than its own, and still about twice as far off as its own 100",
     )
     says("samplers/integrators.md", "not with many calls")
 

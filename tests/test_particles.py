@@ -149,6 +149,13 @@ def test_particles_themselves_come_with_their_weights(gaussian):
     kept = {tuple(row) for row in s.x.flatten(1).tolist()}
     assert all(tuple(row) in kept for row in drawn.x.flatten(1).tolist())
     assert s.diagnostics["log_weights"].shape == (1, 4)
+    with pytest.raises(InvdiffError, match=r"n_samples must be a multiple of particles=4 .*, got 6"):
+        iv.solve(A, A(x[:1]), backbone=backbone, sigma_y=0.1, n_samples=6, **few("tds", result="particles"))
+
+
+def test_a_variance_that_the_authors_have_not_is_refused():
+    with pytest.raises(InvdiffError, match=r"var_type must be 1, 2, 3, 4 or 6, got 5"):
+        iv.TDS(twisting="paper", var_type=5)
 
 
 @pytest.mark.parametrize("name", NAMES)

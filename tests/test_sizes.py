@@ -78,7 +78,7 @@ def test_what_does_not_tell_its_size_says_what_to_do():
 
 
 def test_another_size_than_that_of_the_network_names_the_ways_out(gaussian):
-    with pytest.raises(InvdiffError, match=r"16 x 16 pixels.*Windows\(backbone.*photos"):
+    with pytest.raises(InvdiffError, match=r"takes images of shape \(3, 16, 16\).*Windows\(backbone.*photos"):
         solve(iv.Mask(hole(40, 40)), photo_of(40, 40), backbone=gaussian)
 
 

@@ -116,8 +116,8 @@ class Backbone(ABC):
         if self.any_size:
             return f"takes pictures of {channels} channels and of any size"
         return (
-            f"is made for pictures of {channels} channels and {' x '.join(map(str, size))} pixels (height x width). For larger "
-            "ones, Windows(backbone, (C, H, W)) lays overlapping windows of that size over them; or take a backbone of any "
+            f"takes images of shape ({channels}, {', '.join(map(str, size))}), that is (C, H, W). For larger ones, "
+            "Windows(backbone, (C, H, W)) lays overlapping windows of that size over them; or take a backbone of any "
             "size, such as backbone='photos'"
         )
 

@@ -252,9 +252,16 @@ class Sampler(ABC):
         for name in names:
             if name not in fields:
                 has = ", ".join(fields) or "none"
-                raise InvdiffError(
-                    f"unknown option {name!r} for sampler {cls.name}; it has {has}.{near_match(name, fields)}"
-                )
+                others = [n for n, c in SAMPLERS.items() if name in c.__dataclass_fields__]
+                hint = f" Samplers with {name}: {', '.join(others)}" if others else near_match(name, fields)
+                raise InvdiffError(f"unknown option {name!r} for sampler {cls.name}; it has {has}.{hint}")
+
+    def check_samples(self, n_samples: int) -> None:  # noqa: B027
+        """Refuse a number of samples that the method cannot give.
+
+        Raises:
+            InvdiffError: it cannot; the message says which it can.
+        """
 
     def states(self, n_samples: int) -> int:
         """How many states travel for `n_samples` restorations of one image: each of them asks the network."""

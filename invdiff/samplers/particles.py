@@ -172,6 +172,13 @@ class ParticleSampler(Sampler):
 
     together: ClassVar[bool] = True
 
+    def check_samples(self, n_samples: int) -> None:
+        if self.result == "particles" and n_samples % self.particles:
+            raise InvdiffError(
+                f'n_samples must be a multiple of particles={self.particles} with result="particles", got {n_samples}: whole '
+                "populations come back, as their weights only count together"
+            )
+
     def states(self, n_samples: int) -> int:
         return -(-n_samples // self.particles) * self.particles
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invdiff.backbones.base import Backbone, Prediction
 from invdiff.backbones.schedule import SPACINGS
+from invdiff.errors import InvdiffError
 from invdiff.noise import Draw
 from invdiff.operators.base import LinearOperator
 from invdiff.options import option
@@ -68,6 +69,11 @@ class TDS(ParticleSampler):
     paper: ClassVar[str] = (
         "Wu et al., Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, NeurIPS 2023"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.var_type == 5:
+            raise InvdiffError("tds: var_type must be 1, 2, 3, 4 or 6, got 5: the authors' code has no such")
 
     def products(self) -> int:
         return 1 if self.twisting in ("scalar", "paper") else self.most_products
