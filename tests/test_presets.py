@@ -19,7 +19,7 @@ from invdiff.operators import OPERATORS, Identity
 from invdiff.priors.named import correlated_gaussian
 from invdiff.problem import Problem
 from invdiff.samplers import DiffPIR, baseline_names, sampler_class, sampler_names
-from invdiff.samplers.presets import PAPER, PRESETS, TUNED, Row, read, rows, settings_for, write
+from invdiff.samplers.presets import FILE, PAPER, PRESETS, TUNED, Row, read, rows, settings_for, write
 from invdiff.solve import resolve_sampler
 
 HALF = Mask(torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]]).bool())
@@ -308,3 +308,10 @@ def test_the_list_says_which_preset_changes_what(invdiff):
     well, said = invdiff("list", "samplers")
     assert well and "preset paper, for every operator: known_level='source'" in said
     assert "preset tuned, for mask" in said
+
+
+def test_the_shipped_file_is_read_by_any_path_to_it(monkeypatch):
+    """`tune.py --write` is given a path of the caller's; only the shipped file may say what "auto" stands for."""
+    monkeypatch.chdir(FILE.parent)
+    assert read("presets.toml") == read(FILE)
+    assert any(row.presets == ("auto",) for row in read("presets.toml"))

@@ -174,7 +174,7 @@ def read(file: str | os.PathLike[str]) -> tuple[Row, ...]:
     found = held.get("row", [])
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InvdiffError(f"preset {file}: row must be an array of tables, [[row]], got {shown(found)}")
-    presets = (*PRESETS, AUTOMATIC) if file == FILE else PRESETS
+    presets = (*PRESETS, AUTOMATIC) if file.resolve() == FILE.resolve() else PRESETS
     return tuple(_row(f"preset {file}: row[{i}]", row, presets) for i, row in enumerate(found))
 
 
