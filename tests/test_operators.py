@@ -670,3 +670,8 @@ def test_lanczos_result_of_an_image_does_not_depend_on_the_batch():
     together = A.filtered_residual(FILTERS["regularised"], y, x)
     alone = A.filtered_residual(FILTERS["regularised"], y[1:], x[1:])
     torch.testing.assert_close(together[1:], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_a_kernel_s_name_is_refused_with_what_makes_kernels():
+    with pytest.raises(InvdiffError, match=r"kernel must be .*got 'gaussian'; gaussian_kernel\(\)"):
+        Blur("gaussian")

@@ -45,6 +45,11 @@ class Blur(LinearOperator):
     channelwise = True
 
     def __init__(self, kernel: Any, threshold: float = RELATIVE_ZERO) -> None:
+        if isinstance(kernel, str):
+            raise InvdiffError(
+                f"kernel must be a 2-dimensional array of numbers, got {kernel!r}; gaussian_kernel(), uniform_kernel() "
+                "and motion_kernel() make such"
+            )
         values = array("kernel", kernel, ndim=2).cpu().double()
         if values.numel() == 0:
             raise InvdiffError(f"kernel must have a pixel at least, got shape {tuple(values.shape)}")
