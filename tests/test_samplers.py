@@ -260,7 +260,7 @@ def test_settings_per_task_are_data_and_what_is_passed_wins(gaussian, clean):
     mask, blur = iv.Mask(iv.make_mask("half", 16)), iv.Blur(iv.gaussian_kernel(5, 1.0))
     s = quiet_solve(mask, clean[:1], "diffpir", backbone=gaussian)
     assert (s.settings["lambda_"], s.settings["zeta"], s.settings["steps"]) == (0.25, 1.0, 20)
-    s = quiet_solve(blur, clean[:1], "diffpir", backbone=gaussian, steps=5, zeta=0.7)
+    s = quiet_solve(blur, clean[:1], "diffpir", backbone=gaussian, sigma_y=0.1, steps=5, zeta=0.7)
     assert (s.settings["lambda_"], s.settings["zeta"], s.settings["steps"]) == (1.75, 0.7, 5)
     s = quiet_solve(mask, clean[:1], iv.DiffPIR(steps=5), backbone=gaussian)
     assert s.settings["lambda_"] == iv.DiffPIR().lambda_
