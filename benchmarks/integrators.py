@@ -88,13 +88,11 @@ TASKS = (
 )
 FEW = (("gaussian8-mask", 0.0), ("gaussian8-mask", 0.1), ("gmm25-8-random", 0.05))
 """The tasks of samplers that a paper gave a step of its own."""
-PICTURES = ({}, {"recalled": 0}, {"spacing": "logsnr"})
-"""What of MMPS is tried on the mixture of photographs, with its default integrator and steps."""
 
 WAYS = (
     *(Way("mmps", name, 30) for name in ("ancestral", "ddim", "dpm++2m", "eab3")),
     *(Way("mmps", name, 40) for name in ("dpm++2m", "eab3")),
-    *(Way("mmps", "dpm++2m", 40, options) for options in PICTURES[1:]),
+    *(Way("mmps", "dpm++2m", 40, options) for options in ({"recalled": 0}, {"spacing": "logsnr"})),
     Way("mmps", "heun", 15),
     Way("mmps", "dpm++2m", 30, {"spacing": "trailing"}),
     Way("mmps", "dpm++2m", 30, {"spacing": "logsnr"}),
@@ -167,7 +165,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tried(way: Way, task: Task) -> bool:
-    """Whether a way is measured on a task."""
+    """Whether a way is measured on a task: on the mixture of photographs only MMPS with its default integrator and steps."""
     if way.sampler != "mmps":
         return (task.name, task.sigma_y) in FEW
     return not task.name.startswith("photographs") or (way.steps == 40 and way.integrator == "dpm++2m")

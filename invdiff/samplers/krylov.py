@@ -45,7 +45,7 @@ def conjugate_gradients(
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # directions, their products, their curvatures
     pairs, least = [], TELLING**2 * inner(b, b)
     for k in range(iterations):
-        told = inner(r, r) > least if keep else None
+        told = inner(r, r) > least
         p = recalled(known, r) if start is None or k > 0 else start
         for d, of_d, curvature in before:
             p = p - over(_ratio(inner(of_d, p), curvature), d) * d
@@ -55,10 +55,9 @@ def conjugate_gradients(
         u, r = u + over(step, p) * p, r - over(step, q) * q
         companion = _add(companion, step, moved)
         before.append((p, q, curvature))
-        if told is None:
-            continue
-        root = (told * curvature.clamp(min=0)).sqrt()
-        pairs.append((_divided(p, root, 0).float(), _divided(q, root, 0).float()))
+        if keep:
+            root = (told * curvature.clamp(min=0)).sqrt()
+            pairs.append((_divided(p, root, 0).float(), _divided(q, root, 0).float()))
     assert companion is not None
     return u, companion, tuple(pairs)
 
