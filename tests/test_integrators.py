@@ -275,3 +275,25 @@ def test_mmps_asks_for_no_more_products_than_there_are_numbers(prior):
         more = quiet_solve(A, y, "mmps", backbone=prior, sigma_y=0.1, steps=5, n_samples=3, iterations=8)
         if products < 4:
             torch.testing.assert_close(solution.x, more.x, atol=1e-9, rtol=0)
+
+
+def test_how_many_numbers_others_have_changes_nothing(prior):
+    """Masks of one, two and six pixels in one batch, with a network whose Jacobian is not exactly a covariance."""
+
+    class Skew(iv.GaussianBackbone):
+        def predict(self, x, t):
+            told = super().predict(x, t)
+            return Prediction(told.x0 + 0.02 * told.x0.roll(1, -1) ** 2, told.eps)
+
+    skew = Skew(torch.zeros(1, 1, 8), torch.full((1, 1, 8), 0.06)).double()
+    masks = torch.stack([(torch.arange(8) < k).double()[None, None] for k in (1, 2, 6)])
+    x = prior.prior_sample(3, seed=0).double()
+
+    def restored(rows):
+        A = iv.Mask(masks[rows])
+        seeds = [5 + r for r in rows]
+        return quiet_solve(A, A(x[rows]), "mmps", backbone=skew, sigma_y=0.1, steps=6, seed=seeds).x
+
+    together = restored([0, 1, 2])
+    for row in range(3):
+        torch.testing.assert_close(together[row : row + 1], restored([row]), atol=1e-12, rtol=0)

@@ -20,7 +20,13 @@ or bfloat16, are its rounding as much as M's doing, and carried on would make an
 
 
 def conjugate_gradients(
-    product: Product, b: Tensor, iterations: int, start: Tensor | None = None, known: Pairs = (), keep: bool = True
+    product: Product,
+    b: Tensor,
+    iterations: int,
+    start: Tensor | None = None,
+    known: Pairs = (),
+    keep: bool = True,
+    most: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Pairs]:
     """Conjugate directions on M u = b, ``iterations`` of them (Hestenes & Stiefel, 1952).
 
@@ -36,6 +42,7 @@ def conjugate_gradients(
         start: the first direction.
         known: pairs of systems like this one: the residuals go through the inverse that they tell, see `recalled`.
         keep: whether the pairs of this system are wanted.
+        most: (1 or B,), after how many directions an image stops: what it comes to does not hang on the others' numbers.
 
     Returns:
         u, of the shape of b (B, ...), its companion, and the pairs of this system.
@@ -52,6 +59,8 @@ def conjugate_gradients(
         q, moved = product(p)
         curvature = inner(p, q)
         step = _ratio(inner(p, r), curvature)
+        if most is not None:
+            step, told = step * (most > k), told & (most > k)
         u, r = u + over(step, p) * p, r - over(step, q) * q
         companion = _add(companion, step, moved)
         before.append((p, q, curvature))

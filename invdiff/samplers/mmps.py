@@ -59,12 +59,10 @@ class MMPS(Estimator):
         return self.iterations + (1 if self.warm and self.solver == "cg" else 0)
 
     def products_for(self, problem: Problem | None) -> int:
-        """No more than there are numbers in y: so many directions are all there are."""
-        if problem is None:
+        """With conjugate gradients no more than there are numbers in y: so many directions are all there are."""
+        if problem is None or self.solver != "cg":
             return self.products()
-        read = problem.operator.reads(problem.image_shape)
-        numbers = problem.y[0].numel() if read is None else int(read.flatten(1).sum(1).max())
-        return max(1, min(self.products(), numbers))
+        return max(1, min(self.products(), int(_numbers(problem).max())))
 
     def estimate(self, x_t: Tensor, t: int, problem: Problem, backbone: Backbone) -> Tensor:
         A, variance, a_t = (
@@ -74,8 +72,8 @@ class MMPS(Estimator):
         )
         memory = memory_of(backbone)
         if "mmps/products" not in memory:
-            memory["mmps/products"] = self.products_for(problem)
-        products = memory["mmps/products"]
+            memory["mmps/products"] = self.products_for(problem), _numbers(problem)
+        products, numbers = memory["mmps/products"]
         _, x0, pullback = estimate_with_pullback(backbone, x_t, t, products=products)
         c = (1 - a_t) / a_t**0.5
 
@@ -96,7 +94,9 @@ class MMPS(Estimator):
         residual = scaled(problem.y.double() - A(x0.double()))
         known: Pairs = memory.get("mmps/pairs", ())
         options = (
-            {"start": memory.get("mmps/u"), "known": known, "keep": self.recalled > 0} if self.solver == "cg" else {}
+            {"start": memory.get("mmps/u"), "known": known, "keep": self.recalled > 0, "most": numbers}
+            if self.solver == "cg"
+            else {}
         )
         u, correction, pairs = SOLVERS[self.solver](product, residual, products, **options)
         if self.warm:
@@ -108,6 +108,12 @@ class MMPS(Estimator):
 
     def finish(self, x: Tensor, problem: Problem) -> Tensor:
         return problem.replace_known(x) if problem.sigma_y == 0 else x
+
+
+def _numbers(problem: Problem) -> Tensor:
+    """How many numbers are measured of every image, (1 or B,)."""
+    read = problem.operator.reads(problem.image_shape)
+    return torch.tensor([problem.y[0].numel()]).to(problem.y.device) if read is None else read.flatten(1).sum(1)
 
 
 def _inverse_root(values: Tensor) -> Tensor:
